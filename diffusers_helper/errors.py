@@ -1,0 +1,48 @@
+"""Errors that people read."""
+
+import errno
+
+import torch
+
+
+class UserError(Exception):
+    """Something that the user caused or can act on; its message is a sentence for them."""
+
+
+class SettingsError(UserError, ValueError):
+    """A setting is out of range."""
+
+
+class WeightsError(UserError):
+    """A checkpoint is missing, incomplete or damaged."""
+
+
+class ImageError(UserError):
+    """The input image is missing or cannot be used."""
+
+
+class NonFiniteError(UserError):
+    """The model returned numbers that are no picture."""
+
+
+def explain(error: BaseException, log: str) -> str:
+    """One sentence on an error, with what to do about it.
+
+    Args:
+        error: what was raised.
+        log: where the details are.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "The GPU ran out of memory: raise GPU Inference Preserved Memory, close other programs "
+            "that use the GPU, or choose a shorter latent window."
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full: free some space, or choose another folder with --output-dir."
+    if isinstance(error, PermissionError):
+        return f"This file or folder may not be written: {error.filename}."
+    return (
+        f"Something unexpected went wrong ({type(error).__name__}: {error}); details are in {log}."
+    )

@@ -1,0 +1,1 @@
+"""One section from noise to latents."""
