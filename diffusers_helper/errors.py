@@ -41,8 +41,8 @@ def explain(error: BaseException, log: str) -> str:
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk is full: free some space, or choose another folder with --output-dir."
-    if isinstance(error, PermissionError):
-        return f"This file or folder may not be written: {error.filename}."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"This file or folder cannot be used: {error.filename} ({error.strerror})."
     return (
         f"Something unexpected went wrong ({type(error).__name__}: {error}); details are in {log}."
     )

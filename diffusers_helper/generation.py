@@ -105,6 +105,8 @@ def open_image(source: Any) -> np.ndarray:
         else:
             image = source
         image = ImageOps.exif_transpose(image).convert("RGBA")
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no image at {source}.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
         # SyntaxError is what Pillow raises for some broken PNG files.
         raise ImageError("This file cannot be read as an image: try a PNG or JPEG.") from error

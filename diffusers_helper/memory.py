@@ -31,33 +31,44 @@ def bring(module: torch.nn.Module, models: Models, preserved_gb: float) -> None:
     if device.type != "cuda":
         module.to(device)
         return
-    if _is_group_offload_enabled(module) or next(module.parameters()).device.type == "cuda":
+    if _is_group_offload_enabled(module):
         return
     size = sum(p.nbytes for p in module.parameters()) / _GB
-    if free_gb(device) < size + preserved_gb:
-        for other in (
-            models.text_encoder,
-            models.text_encoder_2,
-            models.image_encoder,
-            models.vae,
-            models.transformer,
-        ):
+    needed = preserved_gb + (0 if _is_resident(module) else size)
+    if free_gb(device) < needed:
+        for other in _modules(models):
             if other is not module and not _is_group_offload_enabled(other):
                 other.to("cpu")
         torch.cuda.empty_cache()
     streamable = module in (models.text_encoder, models.transformer)
-    if streamable and free_gb(device) < size + preserved_gb:
+    if streamable and free_gb(device) < needed:
         logger.info(
-            "%s (%.1f GB) does not fit beside %.1f GB: streaming it",
+            "Streaming %s: its %.1f GB do not fit beside %.1f GB kept free",
             type(module).__name__,
             size,
             preserved_gb,
         )
+        module.to("cpu")
+        torch.cuda.empty_cache()
         apply_group_offloading(
             module, device, offload_type="block_level", num_blocks_per_group=1, use_stream=True
         )
     else:
         module.to(device)
+
+
+def _is_resident(module: torch.nn.Module) -> bool:
+    return next(module.parameters()).device.type == "cuda"
+
+
+def _modules(models: Models) -> tuple[torch.nn.Module, ...]:
+    return (
+        models.text_encoder,
+        models.text_encoder_2,
+        models.image_encoder,
+        models.vae,
+        models.transformer,
+    )
 
 
 def choose_tiling(models: Models) -> None:

@@ -4,11 +4,12 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, ModelMixin
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import (
     CLIPTextModel,
@@ -64,21 +65,14 @@ class _Component:
     repository: str
     subfolder: str = ""
 
-    def load(self, weights: Path | None, dtype: torch.dtype) -> Any:
-        if weights is None:
-            source = {"pretrained_model_name_or_path": self.repository}
-            if self.subfolder:
-                source["subfolder"] = self.subfolder
-        else:
-            source = {
-                "pretrained_model_name_or_path": weights / self.repository / self.subfolder,
-                "local_files_only": True,
-            }
+    def load(self, folder: Path, dtype: torch.dtype) -> Any:
         if not issubclass(self.kind, torch.nn.Module):
-            return self.kind.from_pretrained(**source)
+            return self.kind.from_pretrained(folder, local_files_only=True)
         # diffusers and transformers name the same argument differently.
-        source["torch_dtype" if issubclass(self.kind, ModelMixin) else "dtype"] = dtype
-        model, info = self.kind.from_pretrained(**source, output_loading_info=True)
+        dtype_name = "torch_dtype" if issubclass(self.kind, ModelMixin) else "dtype"
+        model, info = self.kind.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **{dtype_name: dtype}
+        )
         # The libraries fill what a checkpoint lacks with random numbers and carry on.
         if missing := sorted(info["missing_keys"]):
             raise WeightsError(
@@ -87,9 +81,8 @@ class _Component:
             )
         return model
 
-    def missing_files(self, weights: Path) -> list[str]:
-        """What a local copy lacks, as paths below `weights`."""
-        folder = weights / self.repository / self.subfolder
+    def missing_files(self, folder: Path) -> list[Path]:
+        """What a copy in `folder` lacks."""
         if issubclass(self.kind, torch.nn.Module):
             needed = ["config.json", *self._weight_files(folder)]
         elif issubclass(self.kind, PreTrainedTokenizerBase):
@@ -98,11 +91,7 @@ class _Component:
             needed = [] if old else ["tokenizer.json"]
         else:
             needed = ["preprocessor_config.json"]
-        return [
-            str((folder / file).relative_to(weights))
-            for file in needed
-            if not (folder / file).is_file()
-        ]
+        return [folder / file for file in needed if not (folder / file).is_file()]
 
     def _weight_files(self, folder: Path) -> list[str]:
         name = "diffusion_pytorch_model" if issubclass(self.kind, ModelMixin) else "model"
@@ -141,10 +130,21 @@ def _components(name: str) -> list[_Component]:
     ]
 
 
+def component_folders(name: str) -> dict[str, str]:
+    """Where each component of "f1" or "framepack", by its attribute in `Models`, lies below a
+    folder of weights."""
+    return {c.attribute: str(Path(c.repository) / c.subfolder) for c in _components(name)}
+
+
 def _dtype(attribute: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if attribute == "transformer" else torch.float16
+
+
+def model_resolution(name: str) -> int:
+    """Of the buckets that a model was trained on, see `bucket_tools`."""
+    return tiny.RESOLUTION if name == "tiny" else _RESOLUTION
 
 
 def load_models(
@@ -178,13 +178,11 @@ def load_models(
 
     if name == "tiny":
         report("Building the tiny model")
-        resolution = tiny.RESOLUTION
         loaded = tiny.build_tiny()
         for attribute, component in loaded.items():
             if device.type != "cpu" and isinstance(component, torch.nn.Module):
                 component.to(_dtype(attribute, device))
     else:
-        resolution = _RESOLUTION
         loaded = _load(
             _components(name), device, None if weights is None else Path(weights), report
         )
@@ -193,7 +191,7 @@ def load_models(
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
     loaded["transformer"].high_quality_fp32_output_for_inference = True
-    return Models(name=name, resolution=resolution, device=device, **loaded)
+    return Models(name=name, resolution=model_resolution(name), device=device, **loaded)
 
 
 def _load(
@@ -202,43 +200,60 @@ def _load(
     weights: Path | None,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    if weights is not None:
-        missing = [file for component in components for file in component.missing_files(weights)]
-        if missing:
-            raise WeightsError(_how_to_get(components, weights, missing))
+    if weights is None:
+        repositories = _download(components, report)
+    else:
+        repositories = {c.repository: weights / c.repository for c in components}
+    folders = {c.attribute: repositories[c.repository] / c.subfolder for c in components}
+    missing = [file for c in components for file in c.missing_files(folders[c.attribute])]
+    if missing:
+        raise WeightsError(_how_to_get(components, repositories, missing))
+
     loaded = {}
     for i, component in enumerate(components, start=1):
         report(f"Loading the {component.label} ({i} of {len(components)})")
+        attribute = component.attribute
         try:
-            loaded[component.attribute] = component.load(
-                weights, _dtype(component.attribute, device)
-            )
-        except SafetensorError as error:
+            loaded[attribute] = component.load(folders[attribute], _dtype(attribute, device))
+        except (SafetensorError, json.JSONDecodeError) as error:
             raise WeightsError(
-                f"A weights file of {component.repository} {component.subfolder} is damaged "
-                f"({error}): delete it and download it again."
-            ) from error
-        except OSError as error:
-            # What both libraries raise when the hub cannot be reached or lacks a file.
-            raise WeightsError(
-                f"The {component.label} could not be loaded from {component.repository} "
-                f"({str(error).splitlines()[0]}). Check the connection, or download the "
-                f"repository elsewhere and name its folder with --weights."
+                f"A file in {folders[attribute]} is damaged ({error}): delete the folder and "
+                f"download it again."
             ) from error
     return loaded
 
 
-def _how_to_get(components: list[_Component], weights: Path, missing: list[str]) -> str:
-    """An error message: what is missing, and the commands that fetch it."""
-    shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-    wanted: dict[str, list[str]] = {}
+def _download(components: list[_Component], report: Callable[[str], None]) -> dict[str, Path]:
+    """Where the hub's cache holds each repository, after fetching what is not there yet."""
+    repositories: dict[str, list[_Component]] = {}
     for component in components:
-        if any(file.startswith(component.repository) for file in missing):
-            parts = wanted.setdefault(component.repository, [])
-            if component.subfolder:  # of a repository that holds much more
-                parts.append(f" --include '{component.subfolder}/*'")
-    commands = "; ".join(
-        f"hf download {repository}{''.join(parts)} --local-dir {weights / repository}"
-        for repository, parts in wanted.items()
-    )
-    return f"{len(missing)} files are missing in {weights}: {shown}. To get them: {commands}"
+        repositories.setdefault(component.repository, []).append(component)
+    folders = {}
+    for repository, parts in repositories.items():
+        report(f"Fetching {repository} (the first time, this takes long)")
+        try:
+            folder = snapshot_download(
+                repository, allow_patterns=[str(PurePosixPath(c.subfolder) / "*") for c in parts]
+            )
+        except OSError as error:  # the base of all that the hub's client raises
+            raise WeightsError(
+                f"{repository} could not be fetched ({str(error).splitlines()[0]}): check the "
+                f"connection, or download it elsewhere and name its folder with --weights."
+            ) from error
+        folders[repository] = Path(folder)
+    return folders
+
+
+def _how_to_get(
+    components: list[_Component], repositories: dict[str, Path], missing: list[Path]
+) -> str:
+    """An error message: what is missing, and the commands that fetch it."""
+    commands = []
+    for repository, folder in repositories.items():
+        if any(file.is_relative_to(folder) for file in missing):
+            # Only our parts of repositories that hold much more.
+            subfolders = [c.subfolder for c in components if c.repository == repository]
+            included = "".join(f" --include '{s}/*'" for s in subfolders if s)
+            commands.append(f"hf download {repository}{included} --local-dir {folder}")
+    shown = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+    return f"{len(missing)} files are missing: {shown}. To get them: {'; '.join(commands)}"

@@ -1,0 +1,86 @@
+"""Make a video from the command line: `python -m diffusers_helper --help`."""
+
+import argparse
+import logging
+import sys
+import threading
+from dataclasses import fields
+from pathlib import Path
+
+from tqdm import tqdm
+
+from diffusers_helper.errors import SettingsError, UserError, explain
+from diffusers_helper.generation import Progress, generate, open_image
+from diffusers_helper.models import MODEL_NAMES, load_models
+from diffusers_helper.sections import SectionOrder
+from diffusers_helper.settings import GenerationSettings
+
+_ORDERS = {"f1": SectionOrder.FORWARD, "framepack": SectionOrder.INVERTED}
+_SHORTER = {"n_prompt": "negative-prompt", "total_second_length": "seconds"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        return 130
+    except (UserError, OSError, RuntimeError) as error:
+        if options.verbose:
+            raise
+        print(f"error: {explain(error, 'the output of --verbose')}", file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, SettingsError) else 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = GenerationSettings(
+        **{f.name: getattr(options, f.name) for f in fields(GenerationSettings)}
+    )
+    image = open_image(options.image)
+    order = _ORDERS[options.demo or ("framepack" if options.model == "framepack" else "f1")]
+    with tqdm(unit="step", disable=None) as bar:
+        models = load_models(options.model, weights=options.weights, report=bar.set_description)
+        for event in generate(
+            models, image, settings, order, options.output, stop=threading.Event()
+        ):
+            if isinstance(event, Progress):
+                bar.total = event.sections * settings.steps
+                bar.n = max(event.section - 1, 0) * settings.steps + event.step
+                bar.set_description(event.stage)
+    print(f"{event.path} ({event.frames} frames)")  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusers_helper",
+        description="FramePack with Step-Adaptive CFG: an image and a prompt become a video.",
+    )
+    parser.add_argument("--image", type=Path, required=True, help="to start from")
+    parser.add_argument("--output", type=Path, required=True, help="the MP4 to write")
+    parser.add_argument("--model", choices=MODEL_NAMES, default="f1")
+    parser.add_argument(
+        "--demo", choices=tuple(_ORDERS), help="order of sections; default: the model's own"
+    )
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="local copy of the weights")
+    parser.add_argument("--verbose", action="store_true", help="show where an error came from")
+    for setting in fields(GenerationSettings):
+        name = _SHORTER.get(setting.name, setting.name.replace("_", "-"))
+        parser.add_argument(
+            f"--{name}",
+            dest=setting.name,
+            default=setting.default,
+            help=f"{setting.metadata['help'].replace('%', '%%')} (default: %(default)s)",
+            **(
+                {"action": argparse.BooleanOptionalAction}
+                if setting.type is bool
+                else {"type": setting.type, "metavar": setting.type.__name__.upper()}
+            ),
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

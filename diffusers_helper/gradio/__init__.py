@@ -1,0 +1,1 @@
+"""The page: layout, jobs, progress and the plot of guidance."""

@@ -1,0 +1,267 @@
+"""Layout of the page, and what it shows of a job."""
+
+import html
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from diffusers_helper.generation import Progress
+from diffusers_helper.gradio.jobs import JobView, Status
+from diffusers_helper.sections import FPS
+from diffusers_helper.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from diffusers_helper.gradio.app import Demo
+
+_EXAMPLES = Path(__file__).parent / "examples"
+_QUICK_LIST = (
+    ("person.png", "The person gradually fades away and disappears"),
+    ("dancer.png", "The dancer spins and jumps across the stage"),
+    ("landscape.png", "The scene transitions from day to night"),
+)
+INPUT_NAMES = ("input_image", *(f.name for f in fields(GenerationSettings)))
+DRAWN = (
+    "input_image",
+    "latent_window_size",
+    "steps",
+    "cfg",
+    "gs",
+    "adaptive_cfg_beta",
+    "adaptive_cfg_min",
+)
+"""Inputs that the plot depends on, in the order of all inputs."""
+
+_BETA_HELP = """\
+Lowers guidance while noise is high: at noise level sigma a step gets
+`min + (base - min) * (1 - beta * sigma)`. The base is the **scale in force**:
+Distilled CFG Scale, or CFG Scale when that is not 1. Whether this makes subjects move more with the
+real checkpoints has not been shown yet; compare with beta 0 at the same seed."""
+
+CSS = """
+.progress-track { height: 10px; border-radius: 5px; background: var(--border-color-primary);
+  overflow: hidden; }
+.progress-fill { height: 100%; background: var(--color-accent); transition: width 0.3s; }
+.job-error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
+#notice:empty { display: none; }
+"""
+
+
+class Page:
+    """The Gradio blocks of a demo; `inputs` and `outputs` are in the order of `process`."""
+
+    def __init__(self, demo: "Demo") -> None:
+        with gr.Blocks(
+            title=demo.title, delete_cache=(3600, 86400), analytics_enabled=False
+        ) as self.blocks:
+            gr.Markdown(f"# {demo.title}")
+            notice = gr.Markdown(elem_id="notice")
+            with gr.Row():
+                with gr.Column():
+                    made = self._inputs()
+                with gr.Column():
+                    self.outputs = self._outputs()
+            self._named = [(name, made[name]) for name in INPUT_NAMES]
+            self.inputs = [component for _, component in self._named]
+            self._wire(demo, notice)
+
+    def _inputs(self) -> dict[str, Any]:
+        """Components by the name of their input, and the plot."""
+        image = gr.Image(
+            label="Image",
+            type="filepath",
+            sources=["upload", "clipboard"],
+            height=320,
+        )
+        # Gradio would open the file itself and put its own words to a broken one.
+        image.preprocess = lambda payload: None if payload is None else payload.path
+        prompt = gr.Textbox(label="Prompt", lines=2)
+        with gr.Row():
+            self.start = gr.Button("Start Generation", variant="primary")
+            self.end = gr.Button("End Generation", interactive=False)
+        _pick_list("Quick List", [[text] for _, text in _QUICK_LIST], [prompt])
+        pictures = [[str(_EXAMPLES / file), text] for file, text in _QUICK_LIST]
+        _pick_list("Examples", pictures, [image, prompt])
+
+        made: dict[str, Any] = {"input_image": image, "prompt": prompt}
+        with gr.Group():
+            made["use_teacache"] = gr.Checkbox(
+                label="Use TeaCache",
+                info=_setting("use_teacache").metadata["help"],
+                value=_setting("use_teacache").default,
+            )
+            made["seed"] = gr.Number(
+                label="Seed",
+                info=_setting("seed").metadata["help"],
+                value=_setting("seed").default,
+                precision=0,
+            )
+            made["total_second_length"] = _slider(
+                "total_second_length", "Total Video Length (Seconds)"
+            )
+            made["steps"] = _slider("steps", "Steps")
+            made["gs"] = _slider("gs", "Distilled CFG Scale")
+        with gr.Accordion("Step-Adaptive CFG", open=True):
+            made["adaptive_cfg_beta"] = _slider("adaptive_cfg_beta", "Adaptive CFG Beta")
+            made["adaptive_cfg_min"] = _slider("adaptive_cfg_min", "Adaptive CFG Min")
+            self.plot = gr.LinePlot(
+                x="step",
+                y="guidance",
+                x_title="Step",
+                y_title="Guidance",
+                label="Guidance of each step",
+                height=180,
+                elem_id="guidance-plot",
+            )
+            self.plot_note = gr.Markdown(elem_id="guidance-note")
+            with gr.Accordion("What beta does", open=False):
+                gr.Markdown(_BETA_HELP)
+        with gr.Accordion("Advanced", open=True):
+            made["cfg"] = _slider("cfg", "CFG Scale")
+            made["n_prompt"] = gr.Textbox(
+                label="Negative Prompt", info=_setting("n_prompt").metadata["help"]
+            )
+            made["rs"] = _slider("rs", "CFG Re-Scale")
+            made["latent_window_size"] = _slider("latent_window_size", "Latent Window Size")
+            made["gpu_memory_preservation"] = _slider(
+                "gpu_memory_preservation", "GPU Inference Preserved Memory (GB)"
+            )
+            made["mp4_crf"] = _slider("mp4_crf", "MP4 Compression")
+        return made
+
+    def _outputs(self) -> list[Any]:
+        """In the order of `page_updates`."""
+        return [
+            gr.Video(
+                label="Finished Frames",
+                autoplay=True,
+                loop=True,
+                height=512,
+                interactive=False,
+                elem_id="result-video",
+            ),
+            gr.Image(
+                label="Next Latents", height=200, interactive=False, format="jpeg", visible=False
+            ),
+            gr.Markdown(elem_id="progress-text"),
+            gr.HTML(elem_id="progress-bar"),
+            self.start,
+            self.end,
+            # In the browser's storage, so that a reloaded page finds its job again.
+            gr.BrowserState(),
+        ]
+
+    def _wire(self, demo: "Demo", notice: gr.Markdown) -> None:
+        job = self.outputs[-1]
+        # Followers only wait and look; jobs themselves take turns in the demo's own queue.
+        quiet = {"show_progress": "hidden", "concurrency_limit": None}
+        private = quiet | {"api_visibility": "private"}
+        self.start.click(demo.process, self.inputs, self.outputs, api_name="process", **quiet)
+        self.end.click(demo.end, job, self.end, **private)
+        self.blocks.load(demo.attach, job, self.outputs, **private)
+        self.blocks.load(demo.watch_loading, None, notice, **private)
+        drawn = [component for name, component in self._named if name in DRAWN]
+        gr.on(
+            [self.blocks.load, *(component.change for component in drawn)],
+            demo.draw,
+            drawn,
+            [self.plot, self.plot_note],
+            trigger_mode="always_last",
+            **private,
+        )
+
+
+def page_updates(
+    view: JobView, place: int = 0, loading: str = "", new_video: bool = True
+) -> list[Any]:
+    """What a page shows of its job: a value for each of `Page.outputs`.
+
+    Args:
+        view: the job.
+        place: jobs before it, while it waits.
+        loading: what is being loaded, if anything.
+        new_video: whether the video has changed since the last update.
+    """
+    ended = view.status.ended
+    preview = None if ended else view.preview
+    return [
+        (view.video and str(view.video)) if new_video else gr.skip(),
+        gr.update(value=preview, visible=preview is not None),
+        _description(view, place, loading),
+        _bar(view),
+        gr.update(interactive=ended),
+        gr.update(interactive=not ended and not view.stopping, value="End Generation"),
+        view.id,
+    ]
+
+
+def _description(view: JobView, place: int, loading: str) -> str:
+    kept = f"{view.frames / FPS:.1f} s of video ({view.frames} frames)"
+    match view.status:
+        case Status.FAILED:
+            text = f'<span class="job-error" role="alert">{html.escape(view.error)}</span>'
+            return f"{text} Kept: {kept}." if view.frames else text
+        case Status.FINISHED:
+            return f"Finished: {kept}."
+        case Status.STOPPED:
+            return f"Ended: {kept} kept." if view.frames else "Ended before a section was finished."
+        case Status.WAITING if place:
+            return f"Waiting: {place} job{'s' if place > 1 else ''} before yours."
+    if loading:
+        return f"{loading} ..."
+    if view.progress is None:
+        return "Starting ..."
+    return _progress_text(view.progress, kept if view.frames else "")
+
+
+def _progress_text(progress: Progress, kept: str) -> str:
+    text = progress.stage
+    if progress.section:
+        text = f"Section {progress.section} of {progress.sections} · {text}"
+    if progress.preview is not None:
+        text += f" · step {progress.step} of {progress.steps}"
+    if progress.seconds_left is not None:
+        text += f" · about {_duration(progress.seconds_left)} left"
+    return f"{text} · so far {kept}" if kept else text
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _bar(view: JobView) -> str:
+    progress = view.progress
+    if view.status.ended or progress is None or not progress.steps:
+        return ""
+    done = (progress.section - 1) * progress.steps + progress.step
+    percent = 100 * done / (progress.sections * progress.steps)
+    return (
+        f'<div class="progress-track" role="progressbar" aria-valuenow="{percent:.0f}">'
+        f'<div class="progress-fill" style="width: {percent:.1f}%"></div></div>'
+    )
+
+
+def _pick_list(label: str, samples: list[list[str]], targets: list[Any]) -> None:
+    """Samples shown by their first column; a click fills the targets."""
+    shown = gr.Dataset(
+        label=label, components=targets[:1], samples=[row[:1] for row in samples], type="index"
+    )
+    shown.click(
+        lambda i: samples[i] if len(targets) > 1 else samples[i][0],
+        shown,
+        targets,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _setting(name: str) -> Any:
+    return next(f for f in fields(GenerationSettings) if f.name == name)
+
+
+def _slider(name: str, label: str) -> gr.Slider:
+    setting = _setting(name)
+    limits = {k: setting.metadata[k] for k in ("minimum", "maximum", "step")}
+    return gr.Slider(label=label, info=setting.metadata["help"], value=setting.default, **limits)

@@ -1,0 +1,62 @@
+"""The guidance that each step will get, as the page draws it."""
+
+from typing import Any
+
+import pandas as pd
+
+from diffusers_helper.bucket_tools import find_nearest_bucket
+from diffusers_helper.errors import ImageError
+from diffusers_helper.generation import open_image
+from diffusers_helper.pipelines.k_diffusion_hunyuan import guidance_schedule, section_sigmas
+from diffusers_helper.sections import section_frames
+from diffusers_helper.settings import GenerationSettings
+
+
+def guidance_table(resolution: int, input_image: Any, settings: GenerationSettings) -> pd.DataFrame:
+    """The schedule of a section as columns `step` (from 1), `sigma` and `guidance`.
+
+    Args:
+        resolution: of the model's buckets.
+        input_image: what `open_image` takes; a square where there is none yet.
+        settings: of the video.
+    """
+    try:
+        shape = open_image(input_image).shape[:2]
+    except ImageError:  # starting will say so
+        shape = (resolution, resolution)
+    height, width = find_nearest_bucket(*shape, resolution=resolution)
+    frames = section_frames(settings.latent_window_size)
+    sigmas = section_sigmas(settings.steps, width, height, frames)
+    guidance = guidance_schedule(
+        sigmas,
+        cfg=settings.cfg,
+        gs=settings.gs,
+        adaptive_cfg_beta=settings.adaptive_cfg_beta,
+        adaptive_cfg_min=settings.adaptive_cfg_min,
+    )
+    return pd.DataFrame(
+        {
+            "step": range(1, settings.steps + 1),
+            "sigma": sigmas[:-1].numpy(),
+            "guidance": guidance.numpy(),
+        }
+    )
+
+
+def guidance_note(table: pd.DataFrame, settings: GenerationSettings) -> str:
+    """What the plot shows, in words (Markdown)."""
+    name = "Distilled CFG Scale" if settings.cfg == 1.0 else "CFG Scale"
+    first, last = table["guidance"].iloc[[0, -1]]
+    if settings.adaptive_cfg_beta == 0:
+        return f"Constant: **{name}** {first:.2f} at every step."
+    base = settings.gs if settings.cfg == 1.0 else settings.cfg
+    high = (table["sigma"] > 0.8).sum()
+    note = (
+        f"Acts on **{name}** {base:.2f}: {first:.2f} at the first step, {last:.2f} at the last, "
+        f"{table['guidance'].mean():.2f} on average. Noise stays above 0.8 for {high} of "
+        f"{len(table)} steps and ends at {table['sigma'].iloc[-1]:.3f}, so the last step does not "
+        f"quite return to {base:.2f}."
+    )
+    if settings.adaptive_cfg_beta > 0.8:
+        note += " ⚠️ **Above 0.8 quality may drop.**"
+    return note
