@@ -86,12 +86,13 @@ def fm_wrapper(transformer: Callable, t_scale: float = 1000.0) -> Callable[..., 
         cfg_scale = extra_args["cfg_scale"]
         concat_latent = extra_args["concat_latent"]
         positive = extra_args["positive"]
-        adaptive_cfg = extra_args.get("adaptive_cfg")
+        adaptive_cfg = extra_args.get("adaptive_cfg") or {}
         sigma = sigma.float()
 
         true_cfg = cfg_scale != 1.0
-        if adaptive_cfg is not None and adaptive_cfg.get("enabled", False):
-            schedule = {name: value for name, value in adaptive_cfg.items() if name != "enabled"}
+        beta = adaptive_cfg.get("beta", 0.7)
+        if adaptive_cfg.get("enabled", False) and beta != 0:
+            schedule = {"cfg_min": adaptive_cfg.get("cfg_min", 1.0), "beta": beta}
             if true_cfg:
                 cfg_scale = adaptive_cfg_scale(sigma.mean(), cfg_scale, **schedule)
             elif (guidance := positive.get("guidance")) is not None:

@@ -95,6 +95,8 @@ def _check(
     height: int,
     width: int,
     num_inference_steps: int,
+    strength: float,
+    shift: float | None,
     adaptive_cfg_beta: float,
     **scales: float,
 ) -> None:
@@ -106,6 +108,10 @@ def _check(
     for name, value in (("height", height), ("width", width)):
         if value < side or value % side:
             raise ValueError(f"{name} must be a positive multiple of {side}, got {value}")
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength must be in (0, 1], got {strength}")
+    if shift is not None and not 0.0 < shift < math.inf:
+        raise ValueError(f"shift must be finite and positive, got {shift}")
     if not 0.0 <= adaptive_cfg_beta <= 1.0:
         raise ValueError(f"adaptive_cfg_beta must be in [0, 1], got {adaptive_cfg_beta}")
     for name, value in scales.items():
@@ -193,6 +199,8 @@ def sample_hunyuan(
         height=height,
         width=width,
         num_inference_steps=num_inference_steps,
+        strength=strength,
+        shift=shift,
         adaptive_cfg_beta=adaptive_cfg_beta,
         adaptive_cfg_min=adaptive_cfg_min,
         real_guidance_scale=real_guidance_scale,
