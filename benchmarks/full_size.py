@@ -2,16 +2,17 @@
 
     python -m benchmarks.full_size --folder DIR
 
-Writes random weights to DIR as the repositories lay them out (44 GB), loads them with
-`load_models`, and samples and decodes one section at 544x704 per row of the table that it prints:
-beta 0 and 0.7 in turns, resident, and then streamed. It shows that everything runs at full size,
-that beta costs no time, and what memory it takes. The pictures mean nothing.
+Writes random weights to DIR as the repositories lay them out (44 GB), then, in a process for each
+size of card, loads them with `load_models` and makes one section at 544x704 per row of the table
+that it prints. Smaller cards are made by filling the rest of the GPU. It shows that everything runs
+at full size, that beta costs no time, and what memory it takes. The pictures mean nothing.
 """
 
 import argparse
-import json
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -94,14 +95,16 @@ def write_random_weights(folder: Path) -> None:
             small[attribute].save_pretrained(folder / place)
 
 
-def run(models: Models, output: Path, beta: float, preserved_gb: float, teacache: bool) -> dict:
-    """One section; the median step in ms leaves out the first two, which warm up."""
+def run(models: Models, output: Path, beta: float, filled_gb: float) -> list[str]:
+    """Make one section and return its row; the median step leaves out the first two, which warm up.
+
+    `filled_gb` of the GPU are not ours.
+    """
     settings = GenerationSettings(
         prompt="A person walks along a lake",
         total_second_length=1,
         adaptive_cfg_beta=beta,
-        gpu_memory_preservation=preserved_gb,
-        use_teacache=teacache,
+        use_teacache=False,
     )
     image = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     torch.cuda.reset_peak_memory_stats()
@@ -115,45 +118,50 @@ def run(models: Models, output: Path, beta: float, preserved_gb: float, teacache
     assert isinstance(event, Done)
     end = time.perf_counter()
     times = np.diff(steps)[1:] * 1000
-    return {
-        "beta": beta,
-        "preserved GB": preserved_gb,
-        "TeaCache": teacache,
-        "median ms a step": round(statistics.median(times), 1),
-        "min": round(float(times.min()), 1),
-        "max": round(float(times.max()), 1),
-        "decode s": round(end - decoding, 2),
-        "whole s": round(end - begin, 1),
-        "peak GPU GB": round(torch.cuda.max_memory_allocated() / 1024**3, 1),
-        "frames": event.frames,
-    }
+    return [
+        f"{beta:g}",
+        f"{statistics.median(times):.1f}",
+        f"{times.min():.1f} to {times.max():.1f}",
+        f"{end - decoding:.1f}",
+        f"{end - begin:.1f}",
+        f"{torch.cuda.max_memory_allocated() / 1024**3 - filled_gb:.1f}",
+    ]
+
+
+def run_card(folder: Path, output: Path, card_gb: float) -> None:
+    """Print the rows of one card."""
+    begin = time.perf_counter()
+    models = load_models("f1", weights=folder)
+    loading = time.perf_counter() - begin
+    fill = max(torch.cuda.mem_get_info()[0] - int(card_gb * 1024**3), 0)
+    ballast = torch.empty(fill, dtype=torch.uint8, device="cuda")
+    for beta in (0.7,) if fill else (0.0, 0.7, 0.0, 0.7):
+        row = [f"{card_gb:g}", *run(models, output, beta, fill / 1024**3), f"{loading:.1f}"]
+        print(f"| {' | '.join(row)} |", flush=True)
+    del ballast
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
     parser.add_argument("--output", type=Path, default=Path("outputs/full_size.mp4"))
+    parser.add_argument("--cards", type=float, nargs="+", default=[80, 24, 12, 8], metavar="GB")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp())
-
-    begin = time.perf_counter()
     if not folder.exists() or not any(folder.iterdir()):
+        begin = time.perf_counter()
         write_random_weights(folder)
-        print(f"wrote {folder} in {time.perf_counter() - begin:.0f} s", flush=True)
-    begin = time.perf_counter()
-    models = load_models("f1", weights=folder, report=lambda text: print(text, flush=True))
-    print(f"loaded in {time.perf_counter() - begin:.0f} s", flush=True)
-    print(torch.cuda.get_device_name(), f"torch {torch.__version__}", flush=True)
-    for beta, preserved_gb, teacache in (
-        (0.0, 6, False),
-        (0.7, 6, False),
-        (0.0, 6, False),
-        (0.7, 6, False),
-        (0.7, 6, True),
-        (0.7, 128, False),
-        (0.7, 128, True),
-    ):
-        print(json.dumps(run(models, options.output, beta, preserved_gb, teacache)), flush=True)
+        print(f"wrote the weights in {time.perf_counter() - begin:.0f} s", flush=True)
+    if len(options.cards) == 1:
+        run_card(folder, options.output, options.cards[0])
+        return
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    print("| card GB | beta | ms a step | min to max | decode s | whole s | peak GB | load s |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for card_gb in options.cards:
+        command = [sys.executable, "-m", "benchmarks.full_size", "--folder", folder]
+        command += ["--output", options.output, "--cards", card_gb]
+        subprocess.run([str(word) for word in command], check=True)
     if options.folder is None:
         shutil.rmtree(folder)
 
