@@ -107,6 +107,8 @@ def open_image(source: Any) -> np.ndarray:
         image = ImageOps.exif_transpose(image).convert("RGBA")
     except FileNotFoundError as error:
         raise ImageError(f"There is no image at {source}.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("The image has too many pixels: scale it down first.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
         # SyntaxError is what Pillow raises for some broken PNG files.
         raise ImageError("This file cannot be read as an image: try a PNG or JPEG.") from error
@@ -181,6 +183,8 @@ def generate(
         at_start=order is SectionOrder.INVERTED,
     ) as video:
         for section in sections:
+            if stop.is_set():
+                break
             latents = None
             for step in _sample(
                 models, settings, conditions | history.context(section), width, height, generator
@@ -198,8 +202,9 @@ def generate(
                     preview=_preview(latents),
                 )
                 if stop.is_set():
-                    yield Done(output if video.frames else None, video.frames, stopped=True)
-                    return
+                    break
+            if stop.is_set():
+                break
             yield Progress(
                 "Decoding",
                 section=section.number,
@@ -219,7 +224,10 @@ def generate(
             )
             pace.section_done()
             yield SectionFinished(output, section.number, section.count, video.frames)
-        yield Done(output, video.frames, stopped=False)
+        else:
+            yield Done(output, video.frames, stopped=False)
+            return
+        yield Done(output if video.frames else None, video.frames, stopped=True)
 
 
 def _encode_prompts(models: Models, settings: GenerationSettings) -> dict[str, torch.Tensor]:

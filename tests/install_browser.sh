@@ -6,6 +6,7 @@ done
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "No Chromium or Chrome, and no apt-get to install one: tests of the page will be skipped."
 elif [ "$(id -u)" = 0 ]; then
+    export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq && apt-get install -y -qq chromium
 elif sudo -n true 2>/dev/null; then
     sudo -n apt-get update -qq && sudo -n apt-get install -y -qq chromium

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import inspect
 import logging
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 
 from diffusers_helper.errors import SettingsError, UserError, explain
 from diffusers_helper.generation import Event, generate, open_image
-from diffusers_helper.gradio.jobs import Job, JobQueue, JobView, Status
-from diffusers_helper.gradio.page import CSS, DRAWN, Page, page_updates
+from diffusers_helper.gradio.jobs import Job, JobQueue, Status
+from diffusers_helper.gradio.page import CSS, DRAWN, Page, page_rejection, page_updates
 from diffusers_helper.gradio.plot import guidance_note, guidance_table
 from diffusers_helper.models import Models, load_models, model_resolution
 from diffusers_helper.sections import SectionOrder
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _TINY_NOTICE = (
-    "**No CUDA GPU, so this is the built-in tiny model.** Its weights are random for now: a video "
-    "shows that everything works, and no recognisable picture."
+    "**This is the built-in tiny model.** Its weights are random for now: a video shows that "
+    "everything works, and no recognisable picture. The real one needs a CUDA GPU."
 )
 
 
@@ -63,6 +64,8 @@ class Demo:
         self.output_dir = Path("outputs")
         self.loading = ""
         """What is being loaded, in a few words; empty when nothing is."""
+        self.load_error = ""
+        """Why loading failed, in a sentence; it is tried again with the next job."""
         self._models: Models | None = None
         self.jobs = JobQueue(prepare=self.models, explain=self._explain)
 
@@ -72,18 +75,17 @@ class Demo:
         self.configure(options.model, options.weights, options.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         logging.basicConfig(
-            level=logging.INFO,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            handlers=[
-                logging.StreamHandler(),
-                logging.FileHandler(self._log, encoding="utf-8"),
-            ],
+            handlers=[logging.StreamHandler(), logging.FileHandler(self._log, encoding="utf-8")],
         )
+        logging.getLogger("diffusers_helper").setLevel(logging.INFO)
         local = options.server in ("127.0.0.1", "localhost", "::1") and not options.share
         if not local and options.auth is None:
             logger.warning(
                 "Anyone who reaches this address can use this machine: set --auth USER:PASSWORD"
             )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C
+        self.loading = "Starting"
         self.jobs.start()
         try:
             self.page().blocks.launch(
@@ -116,8 +118,12 @@ class Demo:
     def models(self) -> Models:
         """The models, loaded at the first call."""
         if self._models is None:
+            self.load_error = ""
             try:
                 self._models = load_models(self.model, weights=self.weights, report=self._report)
+            except Exception as error:
+                self.load_error = self._explain(error)
+                raise
             finally:
                 self.loading = ""
         return self._models
@@ -170,7 +176,7 @@ class Demo:
         try:
             events = self.worker(input_image, *inputs, stop=stop, **named_inputs)
         except UserError as error:
-            yield page_updates(JobView("", Status.FAILED, error=str(error)))
+            yield page_rejection(str(error))
             raise gr.Error(str(error)) from error
         job = self.jobs.submit(events, stop)
         async for update in self._follow(job):
@@ -208,7 +214,7 @@ class Demo:
         """The notice at the top of the page, until the models are there."""
         shown = None
         while True:
-            notice = f"⏳ {self.loading} ..." if self.loading else self._notice()
+            notice = self._notice()
             if notice != shown:
                 yield notice
                 shown = notice
@@ -231,6 +237,10 @@ class Demo:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _notice(self) -> str:
+        if self.loading:
+            return f"⏳ {self.loading} ..."
+        if self.load_error:
+            return f"⚠️ {self.load_error}"
         return _TINY_NOTICE if self.model == "tiny" else ""
 
     def _report(self, loading: str) -> None:

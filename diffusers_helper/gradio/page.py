@@ -196,12 +196,20 @@ def page_updates(
     ]
 
 
+def page_rejection(error: str) -> list[Any]:
+    """What a page shows when inputs are not taken: why; all else stays."""
+    return [gr.skip(), gr.skip(), _error_text(error), *[gr.skip()] * 4]
+
+
+def _error_text(error: str) -> str:
+    return f'<span class="job-error" role="alert">{html.escape(error)}</span>'
+
+
 def _description(view: JobView, place: int, loading: str) -> str:
     kept = f"{view.frames / FPS:.1f} s of video ({view.frames} frames)"
     match view.status:
         case Status.FAILED:
-            text = f'<span class="job-error" role="alert">{html.escape(view.error)}</span>'
-            return f"{text} Kept: {kept}." if view.frames else text
+            return _error_text(view.error) + (f" Kept: {kept}." if view.frames else "")
         case Status.FINISHED:
             return f"Finished: {kept}."
         case Status.STOPPED:

@@ -1,6 +1,6 @@
 """The guidance that each step will get, as the page draws it."""
 
-from typing import Any
+from functools import lru_cache
 
 import pandas as pd
 
@@ -12,18 +12,17 @@ from diffusers_helper.sections import section_frames
 from diffusers_helper.settings import GenerationSettings
 
 
-def guidance_table(resolution: int, input_image: Any, settings: GenerationSettings) -> pd.DataFrame:
+def guidance_table(
+    resolution: int, input_image: str | None, settings: GenerationSettings
+) -> pd.DataFrame:
     """The schedule of a section as columns `step` (from 1), `sigma` and `guidance`.
 
     Args:
         resolution: of the model's buckets.
-        input_image: what `open_image` takes; a square where there is none yet.
+        input_image: its file; a square is assumed where there is none yet.
         settings: of the video.
     """
-    try:
-        shape = open_image(input_image).shape[:2]
-    except ImageError:  # starting will say so
-        shape = (resolution, resolution)
+    shape = _shape(input_image) or (resolution, resolution)
     height, width = find_nearest_bucket(*shape, resolution=resolution)
     frames = section_frames(settings.latent_window_size)
     sigmas = section_sigmas(settings.steps, width, height, frames)
@@ -41,6 +40,14 @@ def guidance_table(resolution: int, input_image: Any, settings: GenerationSettin
             "guidance": guidance.numpy(),
         }
     )
+
+
+@lru_cache(maxsize=64)  # a slider on the move asks many times for the same file
+def _shape(input_image: str | None) -> tuple[int, int] | None:
+    try:
+        return open_image(input_image).shape[:2]
+    except ImageError:  # starting will say so
+        return None
 
 
 def guidance_note(table: pd.DataFrame, settings: GenerationSettings) -> str:
