@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from diffusers_helper import __version__
 from diffusers_helper.bucket_tools import find_nearest_bucket
@@ -99,18 +99,25 @@ def open_image(source: Any) -> np.ndarray:
         raise ImageError("There is no image to start from: choose one first.")
     try:
         if isinstance(source, str | PathLike):
-            image = Image.open(source)
+            source = Image.open(source)
         elif isinstance(source, np.ndarray):
-            image = Image.fromarray(source)
-        else:
-            image = source
-        image = ImageOps.exif_transpose(image).convert("RGBA")
+            source = Image.fromarray(source)
+        if source.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
+            source = Image.fromarray((np.asarray(source) // 257).clip(0, 255).astype(np.uint8))
+        image = ImageOps.exif_transpose(source).convert("RGBA")
     except FileNotFoundError as error:
         raise ImageError(f"There is no image at {source}.") from error
     except Image.DecompressionBombError as error:
         raise ImageError("The image has too many pixels: scale it down first.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
-        # SyntaxError is what Pillow raises for some broken PNG files.
+    except (
+        OSError,
+        RuntimeError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        # What Pillow raises depends on the format; the last three are for what is no image at all.
         raise ImageError("This file cannot be read as an image: try a PNG or JPEG.") from error
     if min(image.size) < MIN_IMAGE_SIDE:
         raise ImageError(

@@ -3,7 +3,6 @@
 Page, programming interface, command line and metadata all follow this list.
 """
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -83,7 +82,7 @@ def _checked(setting: Any, value: Any) -> Any:
         return value
     minimum, maximum = setting.metadata["minimum"], setting.metadata["maximum"]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not minimum <= value <= maximum:
+    if not number or not minimum <= value <= maximum:
         raise SettingsError(f"{setting.name} must be in [{minimum}, {maximum}], got {value!r}")
     if setting.type is int and value != int(value):
         raise SettingsError(f"{setting.name} must be a whole number, got {value!r}")

@@ -49,8 +49,8 @@ def resize_and_center_crop(image: np.ndarray, target_width: int, target_height: 
     scale = max(target_width / width, target_height / height)
     size = (round(width * scale), round(height * scale))
     scaled = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    left = (size[0] - target_width) / 2
-    top = (size[1] - target_height) / 2
+    left = (size[0] - target_width) // 2
+    top = (size[1] - target_height) // 2
     box = (left, top, left + target_width, top + target_height)
     return np.asarray(scaled.crop(box))
 

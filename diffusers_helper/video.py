@@ -78,7 +78,10 @@ def _encode(path: Path, frames: torch.Tensor, fps: int, crf: int) -> None:
     """Write uint8 frames [T, H, W, 3]; an odd side grows by a pixel, as yuv420p wants even ones."""
     h, w = frames.shape[1:3]
     with av.open(path, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(min(crf, MAX_CRF))})
+        # No B-frames: parts are joined as they are, and the delay of B-frames would depend on the
+        # length of the part.
+        options = {"crf": str(min(crf, MAX_CRF)), "bf": "0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.pix_fmt = "yuv420p"
         stream.width, stream.height = w + w % 2, h + h % 2
         # Players guess the colours of unlabelled video by its size, and guess wrong.
@@ -184,25 +187,27 @@ class GrowingVideo:
         open_frames = min(overlap, section.shape[2])
         final_frames = section.shape[2] - open_frames
         if self._at_start:
-            self._open_end, final = section.split([open_frames, final_frames], dim=2)
+            open_end, final = section.split([open_frames, final_frames], dim=2)
         else:
-            final, self._open_end = section.split([final_frames, open_frames], dim=2)
-        self._open_end = self._open_end.clone()  # a view would hold the whole section
+            final, open_end = section.split([final_frames, open_frames], dim=2)
 
+        finished = list(self._finished)
         if final_frames:
-            part = self._folder / f"{len(self._finished)}.mp4"
+            part = self._folder / f"{len(finished)}.mp4"
             self._write(part, final)
-            self._finished.insert(0 if self._at_start else len(self._finished), part)
-        parts = list(self._finished)
+            finished.insert(0 if self._at_start else len(finished), part)
+        parts = list(finished)
         if open_frames:
             part = self._folder / "open.mp4"
-            self._write(part, self._open_end)
+            self._write(part, open_end)
             parts.insert(0 if self._at_start else len(parts), part)
-
         whole = self._folder / "whole.mp4"
         _join(whole, parts, self._metadata)
         whole.replace(self.path)
+
+        self._finished = finished
         self._finished_frames += final_frames
+        self._open_end = open_end.clone()  # a view would hold the whole section
 
     def _write(self, part: Path, section: torch.Tensor) -> None:
         _encode(part, to_frames(section)[0], self._fps, self._crf)

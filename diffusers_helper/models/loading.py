@@ -5,11 +5,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, ModelMixin
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError, XetDownloadError
 from safetensors import SafetensorError
 from transformers import (
     CLIPTextModel,
@@ -88,7 +90,7 @@ class _Component:
         elif issubclass(self.kind, PreTrainedTokenizerBase):
             # CLIP's may come in its older form of two files.
             old = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-            needed = [] if old else ["tokenizer.json"]
+            needed = ["tokenizer_config.json", *([] if old else ["tokenizer.json"])]
         else:
             needed = ["preprocessor_config.json"]
         return [folder / file for file in needed if not (folder / file).is_file()]
@@ -98,7 +100,10 @@ class _Component:
         index = folder / f"{name}.safetensors.index.json"
         if not index.is_file():
             return [f"{name}.safetensors"]
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError) as error:
+            raise _damaged(index, error) from error
 
 
 def _components(name: str) -> list[_Component]:
@@ -215,12 +220,15 @@ def _load(
         attribute = component.attribute
         try:
             loaded[attribute] = component.load(folders[attribute], _dtype(attribute, device))
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise WeightsError(
-                f"A file in {folders[attribute]} is damaged ({error}): delete the folder and "
-                f"download it again."
-            ) from error
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            # All that both libraries raise for broken JSON, cut files and tensors of other shapes.
+            raise _damaged(folders[attribute], error) from error
     return loaded
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    reason = str(error).splitlines()[0]
+    return WeightsError(f"{path} is damaged ({reason}): delete it and download it again.")
 
 
 def _download(components: list[_Component], report: Callable[[str], None]) -> dict[str, Path]:
@@ -235,7 +243,7 @@ def _download(components: list[_Component], report: Callable[[str], None]) -> di
             folder = snapshot_download(
                 repository, allow_patterns=[str(PurePosixPath(c.subfolder) / "*") for c in parts]
             )
-        except OSError as error:  # the base of all that the hub's client raises
+        except (OSError, HTTPError, XetDownloadError) as error:
             raise WeightsError(
                 f"{repository} could not be fetched ({str(error).splitlines()[0]}): check the "
                 f"connection, or download it elsewhere and name its folder with --weights."
@@ -254,6 +262,6 @@ def _how_to_get(
             # Only our parts of repositories that hold much more.
             subfolders = [c.subfolder for c in components if c.repository == repository]
             included = "".join(f" --include '{s}/*'" for s in subfolders if s)
-            commands.append(f"hf download {repository}{included} --local-dir {folder}")
+            commands.append(f"hf download {repository}{included} --local-dir {quote(str(folder))}")
     shown = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
     return f"{len(missing)} files are missing: {shown}. To get them: {'; '.join(commands)}"
