@@ -227,8 +227,13 @@ def _load(
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    reason = str(error).splitlines()[0]
-    return WeightsError(f"{path} is damaged ({reason}): delete it and download it again.")
+    return WeightsError(
+        f"{path} is damaged ({_first_line(error)}): delete it and download it again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _download(components: list[_Component], report: Callable[[str], None]) -> dict[str, Path]:
@@ -245,7 +250,7 @@ def _download(components: list[_Component], report: Callable[[str], None]) -> di
             )
         except (OSError, HTTPError, XetDownloadError) as error:
             raise WeightsError(
-                f"{repository} could not be fetched ({str(error).splitlines()[0]}): check the "
+                f"{repository} could not be fetched ({_first_line(error)}): check the "
                 f"connection, or download it elsewhere and name its folder with --weights."
             ) from error
         folders[repository] = Path(folder)

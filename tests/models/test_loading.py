@@ -114,6 +114,22 @@ def test_the_layout_is_that_of_the_repositories(checkpoints):
     assert expected <= files
 
 
+@pytest.mark.parametrize(
+    ("attribute", "file", "prefix"),
+    [
+        ("text_encoder_2", CLIP_WEIGHTS, "text_model."),
+        ("image_encoder", SIGLIP_WEIGHTS, "vision_model."),
+    ],
+)
+def test_names_of_tensors_as_the_repositories_have_them(weights, saved, attribute, file, prefix):
+    # The real files were written by an older transformers, which had one module more.
+    old = {f"{prefix}{name}": x for name, x in load_file(weights / file).items()}
+    (weights / file).unlink()
+    save_file(old, weights / file, metadata={"format": "pt"})
+    loaded = load_models("f1", "cpu", weights=weights)
+    assert_same_tensors(getattr(loaded, attribute), saved[attribute])
+
+
 @pytest.mark.parametrize("as_type", [str, Path])
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_what_was_saved_is_loaded(checkpoints, saved, name, as_type):
