@@ -172,4 +172,5 @@ class JobQueue:
                     self._show(job, status=status, frames=event.frames)
 
     def _show(self, job: Job, **changes: Any) -> None:
-        job.view = replace(job.view, **changes)
+        with self._changed:  # ending comes from another thread than progress
+            job.view = replace(job.view, **changes)

@@ -62,12 +62,13 @@ class Page:
                     made = self._inputs()
                 with gr.Column():
                     self.outputs = self._outputs()
+                    made |= self._adaptive_cfg()
             self._named = [(name, made[name]) for name in INPUT_NAMES]
             self.inputs = [component for _, component in self._named]
             self._wire(demo, notice)
 
     def _inputs(self) -> dict[str, Any]:
-        """Components by the name of their input, and the plot."""
+        """Components by the name of their input."""
         image = gr.Image(
             label="Image",
             type="filepath",
@@ -102,21 +103,6 @@ class Page:
             )
             made["steps"] = _slider("steps", "Steps")
             made["gs"] = _slider("gs", "Distilled CFG Scale")
-        with gr.Accordion("Step-Adaptive CFG", open=True):
-            made["adaptive_cfg_beta"] = _slider("adaptive_cfg_beta", "Adaptive CFG Beta")
-            made["adaptive_cfg_min"] = _slider("adaptive_cfg_min", "Adaptive CFG Min")
-            self.plot = gr.LinePlot(
-                x="step",
-                y="guidance",
-                x_title="Step",
-                y_title="Guidance",
-                label="Guidance of each step",
-                height=180,
-                elem_id="guidance-plot",
-            )
-            self.plot_note = gr.Markdown(elem_id="guidance-note")
-            with gr.Accordion("What beta does", open=False):
-                gr.Markdown(_BETA_HELP)
         with gr.Accordion("Advanced", open=True):
             made["cfg"] = _slider("cfg", "CFG Scale")
             made["n_prompt"] = gr.Textbox(
@@ -129,6 +115,25 @@ class Page:
             )
             made["mp4_crf"] = _slider("mp4_crf", "MP4 Compression")
         return made
+
+    def _adaptive_cfg(self) -> dict[str, Any]:
+        """Components by the name of their input."""
+        with gr.Accordion("Step-Adaptive CFG", open=True):
+            beta = _slider("adaptive_cfg_beta", "Adaptive CFG Beta")
+            least = _slider("adaptive_cfg_min", "Adaptive CFG Min")
+            self.plot = gr.LinePlot(
+                x="step",
+                y="guidance",
+                x_title="Step",
+                y_title="Guidance",
+                label="Guidance of each step",
+                height=180,
+                elem_id="guidance-plot",
+            )
+            self.plot_note = gr.Markdown(elem_id="guidance-note")
+            with gr.Accordion("What beta does", open=False):
+                gr.Markdown(_BETA_HELP)
+        return {"adaptive_cfg_beta": beta, "adaptive_cfg_min": least}
 
     def _outputs(self) -> list[Any]:
         """In the order of `page_updates`."""
