@@ -95,6 +95,7 @@ class Demo:
                 inbrowser=options.inbrowser,
                 auth=options.auth,
                 allowed_paths=[str(self.output_dir)],
+                blocked_paths=[str(self._log)],
                 show_error=True,
                 css=CSS,
             )

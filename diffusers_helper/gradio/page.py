@@ -76,8 +76,8 @@ class Page:
             height=320,
         )
         # Gradio would open the file itself and put its own words to a broken one.
-        image.preprocess = lambda payload: None if payload is None else payload.path
-        prompt = gr.Textbox(label="Prompt", lines=2)
+        image.preprocess = lambda payload: payload and _uploaded(payload.path, image.GRADIO_CACHE)
+        prompt = gr.Textbox(label="Prompt", lines=2, value="")
         with gr.Row():
             self.start = gr.Button("Start Generation", variant="primary")
             self.end = gr.Button("End Generation", interactive=False)
@@ -106,7 +106,7 @@ class Page:
         with gr.Accordion("Advanced", open=True):
             made["cfg"] = _slider("cfg", "CFG Scale")
             made["n_prompt"] = gr.Textbox(
-                label="Negative Prompt", info=_setting("n_prompt").metadata["help"]
+                label="Negative Prompt", info=_setting("n_prompt").metadata["help"], value=""
             )
             made["rs"] = _slider("rs", "CFG Re-Scale")
             made["latent_window_size"] = _slider("latent_window_size", "Latent Window Size")
@@ -254,6 +254,13 @@ def _bar(view: JobView) -> str:
         f'<div class="progress-track" role="progressbar" aria-valuenow="{percent:.0f}">'
         f'<div class="progress-fill" style="width: {percent:.1f}%"></div></div>'
     )
+
+
+def _uploaded(file: str, folder: str) -> str:
+    """`file`, if Gradio put it there; a caller of the interface may name any file of the server."""
+    if not Path(file).resolve().is_relative_to(Path(folder).resolve()):
+        raise gr.Error("The image must be uploaded first.")
+    return file
 
 
 def _pick_list(label: str, samples: list[list[str]], targets: list[Any]) -> None:

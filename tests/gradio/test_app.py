@@ -395,7 +395,6 @@ def test_only_process_is_public(client: Client):
             assert parameter["parameter_default"] == INPUTS[parameter["parameter_name"]]
 
 
-@pytest.mark.xfail(strict=True, reason="the text boxes of the prompts have no value yet")
 def test_only_the_image_must_be_given(client: Client):
     interface = client.view_api(return_format="dict")
     parameters = interface["named_endpoints"]["/process"]["parameters"]
@@ -434,14 +433,11 @@ def test_an_invalid_request_is_told_why(
     assert told in str(caught.value)
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="Gradio's ImageData takes any path without meta")
-
-
 @pytest.mark.parametrize(
     "meta",
     [
-        pytest.param({}, marks=UNCHECKED),
-        pytest.param({"meta": {}}, marks=UNCHECKED),
+        {},
+        {"meta": {}},
         {"meta": {"_type": "gradio.FileData"}},
     ],
 )
