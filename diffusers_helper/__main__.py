@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except KeyboardInterrupt:
+        print(f"interrupted: finished sections are in {options.output}", file=sys.stderr)  # noqa: T201
         return 130
     except (UserError, OSError, RuntimeError) as error:
         if options.verbose:
@@ -39,6 +40,8 @@ def _run(options: argparse.Namespace) -> int:
         **{f.name: getattr(options, f.name) for f in fields(GenerationSettings)}
     )
     image = open_image(options.image)
+    if options.output.is_dir():
+        raise UserError(f"--output must name a file, {options.output} is a folder.")
     order = _ORDERS[options.demo or ("framepack" if options.model == "framepack" else "f1")]
     with tqdm(unit="step", disable=None) as bar:
         models = load_models(options.model, weights=options.weights, report=bar.set_description)

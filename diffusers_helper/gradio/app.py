@@ -97,6 +97,7 @@ class Demo:
                 allowed_paths=[str(self.output_dir)],
                 blocked_paths=[str(self._log)],
                 show_error=True,
+                run_history=False,  # it would keep inputs and videos in the browser's storage
                 css=CSS,
             )
         finally:
@@ -178,12 +179,12 @@ class Demo:
             events = self.worker(input_image, *inputs, stop=stop, **named_inputs)
         except UserError as error:
             yield page_rejection(str(error))
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
         job = self.jobs.submit(events, stop)
         async for update in self._follow(job):
             yield update
         if job.view.error is not None:
-            raise gr.Error(job.view.error)
+            raise gr.Error(job.view.error, print_exception=False)
 
     async def attach(self, job_id: str | None) -> AsyncIterator[list]:
         """Follow the job that this browser started before the page was loaded, if any."""
@@ -208,8 +209,8 @@ class Demo:
         except SettingsError:  # half typed
             return [gr.skip(), gr.skip()]
         table = guidance_table(model_resolution(self.model), input_image, settings)
-        top = max(settings.cfg, settings.gs, settings.adaptive_cfg_min)
-        return [gr.update(value=table, y_lim=[0, top]), guidance_note(table, settings)]
+        # The table alone: with limits of the axes beside it, the drawing stays one update behind.
+        return [table, guidance_note(table, settings)]
 
     async def watch_loading(self) -> AsyncIterator[str]:
         """The notice at the top of the page, until the models are there."""

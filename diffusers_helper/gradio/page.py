@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
 
 from diffusers_helper.generation import Progress
 from diffusers_helper.gradio.jobs import JobView, Status
@@ -15,6 +16,7 @@ from diffusers_helper.settings import GenerationSettings
 if TYPE_CHECKING:
     from diffusers_helper.gradio.app import Demo
 
+_PREVIEW_HEIGHT = 160
 _EXAMPLES = Path(__file__).parent / "examples"
 _QUICK_LIST = (
     ("person.png", "The person gradually fades away and disappears"),
@@ -126,6 +128,7 @@ class Page:
                 y="guidance",
                 x_title="Step",
                 y_title="Guidance",
+                y_lim=[0, None],
                 label="Guidance of each step",
                 height=180,
                 elem_id="guidance-plot",
@@ -136,26 +139,23 @@ class Page:
         return {"adaptive_cfg_beta": beta, "adaptive_cfg_min": least}
 
     def _outputs(self) -> list[Any]:
-        """In the order of `page_updates`."""
-        return [
-            gr.Video(
-                label="Finished Frames",
-                autoplay=True,
-                loop=True,
-                height=512,
-                interactive=False,
-                elem_id="result-video",
-            ),
-            gr.Image(
-                label="Next Latents", height=200, interactive=False, format="jpeg", visible=False
-            ),
-            gr.Markdown(elem_id="progress-text"),
-            gr.HTML(elem_id="progress-bar"),
-            self.start,
-            self.end,
-            # In the browser's storage, so that a reloaded page finds its job again.
-            gr.BrowserState(),
-        ]
+        """In the order of `page_updates`; those that come and go keep their place."""
+        video = gr.Video(
+            label="Finished Frames",
+            autoplay=True,
+            loop=True,
+            height=512,
+            interactive=False,
+            elem_id="result-video",
+        )
+        description = gr.Markdown(elem_id="progress-text")
+        bar = gr.HTML(elem_id="progress-bar", padding=False)
+        preview = gr.Image(
+            label="Next Latents", height=_PREVIEW_HEIGHT, interactive=False, format="jpeg"
+        )
+        # In the browser's storage, so that a reloaded page finds its job again.
+        job = gr.BrowserState()
+        return [video, preview, description, bar, self.start, self.end, job]
 
     def _wire(self, demo: "Demo", notice: gr.Markdown) -> None:
         job = self.outputs[-1]
@@ -189,10 +189,9 @@ def page_updates(
         new_video: whether the video has changed since the last update.
     """
     ended = view.status.ended
-    preview = None if ended else view.preview
     return [
         (view.video and str(view.video)) if new_video else gr.skip(),
-        gr.update(value=preview, visible=preview is not None),
+        None if ended or view.preview is None else _enlarged(view.preview),
         _description(view, place, loading),
         _bar(view),
         gr.update(interactive=ended),
@@ -208,6 +207,12 @@ def page_rejection(error: str) -> list[Any]:
 
 def _error_text(error: str) -> str:
     return f'<span class="job-error" role="alert">{html.escape(error)}</span>'
+
+
+def _enlarged(preview: np.ndarray) -> np.ndarray:
+    """A strip of latents, each pixel as a square, to be seen at all."""
+    times = max(1, _PREVIEW_HEIGHT // preview.shape[0])
+    return preview.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _description(view: JobView, place: int, loading: str) -> str:

@@ -42,6 +42,13 @@ def guidance_table(
     )
 
 
+def _scale_in_force(settings: GenerationSettings) -> tuple[str, float]:
+    """Label and value of the scale that the schedule acts on, see `fm_wrapper`."""
+    if settings.cfg == 1.0:
+        return "Distilled CFG Scale", settings.gs
+    return "CFG Scale", settings.cfg
+
+
 @lru_cache(maxsize=64)  # a slider on the move asks many times for the same file
 def _shape(input_image: str | None) -> tuple[int, int] | None:
     try:
@@ -52,18 +59,17 @@ def _shape(input_image: str | None) -> tuple[int, int] | None:
 
 def guidance_note(table: pd.DataFrame, settings: GenerationSettings) -> str:
     """What the plot shows, in words (Markdown)."""
-    name = "Distilled CFG Scale" if settings.cfg == 1.0 else "CFG Scale"
-    first, last = table["guidance"].iloc[[0, -1]]
+    name, base = _scale_in_force(settings)
     if settings.adaptive_cfg_beta == 0:
-        return f"Constant: **{name}** {first:.2f} at every step."
-    base = settings.gs if settings.cfg == 1.0 else settings.cfg
+        return f"Constant: **{name}** {base:.2f} at every step."
+    first, last = table["guidance"].iloc[[0, -1]]
     high = (table["sigma"] > 0.8).sum()
     note = (
         f"Acts on **{name}** {base:.2f}: {first:.2f} at the first step, {last:.2f} at the last, "
         f"{table['guidance'].mean():.2f} on average. Noise stays above 0.8 for {high} of "
-        f"{len(table)} steps and ends at {table['sigma'].iloc[-1]:.3f}, so the last step does not "
-        f"quite return to {base:.2f}."
+        f"{len(table)} steps and ends at {table['sigma'].iloc[-1]:.3f}"
     )
+    note += "." if last == base else f", so the last step does not quite return to {base:.2f}."
     if settings.adaptive_cfg_beta > 0.8:
         note += " ⚠️ **Above 0.8 quality may drop.**"
     return note

@@ -102,8 +102,14 @@ class Visitor:
 
     def plotted(self) -> list[float]:
         """Guidance of the steps as the drawing has it."""
-        labels = [point.get_attribute("aria-label") for point in self._points.all()]
+        labels = self._points.evaluate_all("points => points.map(p => p.ariaLabel)")
         return [float(label.rsplit(" ", 1)[1]) for label in labels]
+
+    def sees_plotted(self, guidance: list[float]) -> None:
+        deadline = time.monotonic() + PAGE_SECONDS
+        while (plotted := self.plotted()) != pytest.approx(guidance, abs=0.01):
+            assert time.monotonic() < deadline, (plotted, guidance)
+            self.page.wait_for_timeout(50)
 
     def line(self) -> str:
         """The drawn line itself."""
@@ -414,6 +420,22 @@ def test_an_example_fills_image_and_prompt(visitor: Visitor):
         visitor.page.locator(f'.gallery-item img[src$="{file}"]').click()
         expect(image).to_have_attribute("src", re.compile(f"{file}$"))
         expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(re.compile(prompt))
+
+
+def test_the_drawing_follows_every_input(visitor: Visitor):
+    asked = {}
+    for label, name, value in (
+        (BETA, "adaptive_cfg_beta", 0.7),
+        ("Distilled CFG Scale", "gs", 20),
+        ("Adaptive CFG Min", "adaptive_cfg_min", 3),
+        (WINDOW, "latent_window_size", 2),
+        (STEPS, "steps", 4),
+        (CFG, "cfg", 5),
+    ):
+        visitor.set({label: value})
+        asked[name] = value
+        table = guidance_table(model_resolution("tiny"), None, GenerationSettings(**asked))
+        visitor.sees_plotted(list(table["guidance"]))
 
 
 def test_the_note_speaks_of_what_is_set(visitor: Visitor):
