@@ -16,7 +16,7 @@ from diffusers_helper.settings import GenerationSettings
 if TYPE_CHECKING:
     from diffusers_helper.gradio.app import Demo
 
-_PREVIEW_HEIGHT = 160
+_PREVIEW_HEIGHT = 110
 _EXAMPLES = Path(__file__).parent / "examples"
 _QUICK_LIST = (
     ("person.png", "The person gradually fades away and disappears"),
@@ -144,7 +144,7 @@ class Page:
             label="Finished Frames",
             autoplay=True,
             loop=True,
-            height=512,
+            height=400,
             interactive=False,
             elem_id="result-video",
         )
