@@ -125,6 +125,7 @@ class JobQueue:
             self._show(job, stopping=True)
             if job in self._waiting:
                 self._waiting.remove(job)
+                job.events = iter(())  # lets go of its image
                 self._show(job, status=Status.STOPPED)
 
     def place(self, job: Job) -> int:
