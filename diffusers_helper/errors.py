@@ -40,7 +40,7 @@ def explain(error: BaseException, log: str) -> str:
             "that use the GPU, or choose a shorter latent window."
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "The disk is full: free some space, or choose another folder with --output-dir."
+        return "The disk is full: free some space, or choose another output folder."
     if isinstance(error, OSError) and error.filename is not None:
         return f"This file or folder cannot be used: {error.filename} ({error.strerror})."
     return (

@@ -33,7 +33,7 @@ FORBIDDEN = PermissionError(errno.EACCES, "Permission denied", "/out/a.mp4")
         (MEMORY, "ran out of memory"),
         (MEMORY, "GPU Inference Preserved Memory"),
         (DISK, "The disk is full"),
-        (DISK, "--output-dir"),
+        (DISK, "another output folder"),
         (FORBIDDEN, "/out/a.mp4"),
         (FORBIDDEN, "Permission denied"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/in/a.png"), "/in/a.png"),
