@@ -94,8 +94,6 @@ class Demo:
                 share=options.share,
                 inbrowser=options.inbrowser,
                 auth=options.auth,
-                allowed_paths=[str(self.output_dir)],
-                blocked_paths=[str(self._log)],
                 show_error=True,
                 run_history=False,  # it would keep inputs and videos in the browser's storage
                 css=CSS,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 
 from diffusers_helper.generation import Progress
 from diffusers_helper.gradio.jobs import JobView, Status
@@ -190,7 +192,7 @@ def page_updates(
     """
     ended = view.status.ended
     return [
-        (view.video and str(view.video)) if new_video else gr.skip(),
+        (view.video and _served(view.video)) if new_video else gr.skip(),
         None if ended or view.preview is None else _enlarged(view.preview),
         _description(view, place, loading),
         _bar(view),
@@ -207,6 +209,12 @@ def page_rejection(error: str) -> list[Any]:
 
 def _error_text(error: str) -> str:
     return f'<span class="job-error" role="alert">{html.escape(error)}</span>'
+
+
+def _served(video: Path) -> str:
+    """A copy among the files that Gradio serves, so that the output folder need not be open to all
+    visitors."""
+    return save_file_to_cache(video, cache_dir=get_upload_folder())
 
 
 def _enlarged(preview: np.ndarray) -> np.ndarray:

@@ -313,11 +313,11 @@ def test_an_open_page_is_warned_of(
     assert ("set --auth USER:PASSWORD" in caplog.text) is warned
 
 
-def test_the_output_folder_is_made_and_served(served: list, tmp_path: Path):
+def test_the_output_folder_is_made_and_not_served(served: list, tmp_path: Path):
     folder = tmp_path / "a" / "b"
     serve(folder)
     assert folder.is_dir()
-    assert served[0]["allowed_paths"] == [str(folder)]
+    assert "allowed_paths" not in served[0]
 
 
 # Loading
@@ -374,9 +374,7 @@ def client(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         patch.setattr(app, "load_models", lambda *args, **kwargs: tiny)
         demo.jobs.start()
         blocks = demo.page().blocks
-        _, url, _ = blocks.launch(
-            prevent_thread_lock=True, quiet=True, allowed_paths=[str(folder)], show_error=True
-        )
+        _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, show_error=True)
         try:
             yield Client(url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
         finally:

@@ -450,8 +450,9 @@ def test_the_note_speaks_of_what_is_set(visitor: Visitor):
     expect(visitor.note).to_have_text("Constant: CFG Scale 2.00 at every step.")
 
 
-def test_the_log_is_not_for_visitors(server: Server):
-    log = server.outputs / "framepack.log"
-    assert log.is_file()
+@pytest.mark.parametrize("name", ["framepack.log", "another.mp4"])
+def test_the_output_folder_is_not_for_visitors(server: Server, name: str):
+    file = server.outputs / name
+    file.touch()
     with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(f"{server.url}/gradio_api/file={log}", timeout=PAGE_SECONDS)
+        urllib.request.urlopen(f"{server.url}/gradio_api/file={file}", timeout=PAGE_SECONDS)
