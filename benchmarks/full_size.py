@@ -2,7 +2,7 @@
 
     python -m benchmarks.full_size --folder DIR
 
-Writes random weights to DIR as the repositories lay them out (44 GB), then, in a process for each
+Writes random weights to DIR as the repositories lay them out (42 GB), then, in a process for each
 size of card, loads them with `load_models` and makes one section at 544x704 per row of the table
 that it prints. Smaller cards are made by filling the rest of the GPU. It shows that everything runs
 at full size, that beta costs no time, and what memory it takes. The pictures mean nothing.

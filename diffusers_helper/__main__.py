@@ -26,7 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except KeyboardInterrupt:
-        print(f"interrupted: finished sections are in {options.output}", file=sys.stderr)  # noqa: T201
         return 130
     except (UserError, OSError, RuntimeError) as error:
         if options.verbose:
@@ -43,16 +42,22 @@ def _run(options: argparse.Namespace) -> int:
     if options.output.is_dir():
         raise UserError(f"--output must name a file, {options.output} is a folder.")
     order = _ORDERS[options.demo or ("framepack" if options.model == "framepack" else "f1")]
-    with tqdm(unit="step", disable=None) as bar:
-        models = load_models(options.model, weights=options.weights, report=bar.set_description)
-        for event in generate(
-            models, image, settings, order, options.output, stop=threading.Event()
-        ):
-            if isinstance(event, Progress):
-                bar.total = event.sections * settings.steps
-                bar.n = max(event.section - 1, 0) * settings.steps + event.step
-                bar.set_description(event.stage)
-    print(f"{event.path} ({event.frames} frames)")  # noqa: T201
+    frames = 0
+    try:
+        with tqdm(unit="step", disable=None) as bar:
+            models = load_models(options.model, weights=options.weights, report=bar.set_description)
+            for event in generate(
+                models, image, settings, order, options.output, stop=threading.Event()
+            ):
+                if isinstance(event, Progress):
+                    bar.total = event.sections * settings.steps
+                    bar.n = max(event.section - 1, 0) * settings.steps + event.step
+                    bar.set_description(event.stage)
+                else:
+                    frames = event.frames
+    finally:
+        if frames:  # also after an error or Ctrl-C: what was finished
+            print(f"{options.output} ({frames} frames)")  # noqa: T201
     return 0
 
 

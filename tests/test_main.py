@@ -312,4 +312,19 @@ def test_an_interrupt_keeps_what_is_finished(
     assert 0 < section.frames < FRAMES
     assert len(read_video(output).yuv) == section.frames
     assert sorted(path.name for path in output.parent.iterdir()) == ["out.json", "out.mp4"]
-    assert "Traceback" not in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert told.out == f"{output} ({section.frames} frames)\n"
+    assert "Traceback" not in told.err
+
+
+def test_an_interrupt_before_a_section_is_finished_promises_nothing(
+    run: Callable, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[Event]:
+        yield Progress("Denoising", section=1, sections=2, step=1, steps=2)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(command, "generate", interrupted)
+    assert run("--model", "tiny", *SMALL) == 130
+    assert capsys.readouterr().out == ""
+    assert not output.exists()

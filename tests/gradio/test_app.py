@@ -30,27 +30,12 @@ from diffusers_helper.models import Models
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 from tests.conftest import read_video
+from tests.test_settings import DEFAULTS
 
 ROOT = Path(demo_gradio.__file__).parent
 DEMOS = {"framepack": demo_gradio, "f1": demo_gradio_f1}
 REQUIRED = inspect.Parameter.empty
-INPUTS = {
-    "input_image": REQUIRED,
-    "prompt": "",
-    "n_prompt": "",
-    "seed": 31337,
-    "total_second_length": 5.0,
-    "latent_window_size": 9,
-    "steps": 25,
-    "cfg": 1.0,
-    "gs": 10.0,
-    "rs": 0.0,
-    "gpu_memory_preservation": 6.0,
-    "use_teacache": True,
-    "mp4_crf": 16,
-    "adaptive_cfg_beta": 0.0,
-    "adaptive_cfg_min": 1.0,
-}
+INPUTS = {"input_image": REQUIRED, **DEFAULTS}
 OTHERS = {
     "prompt": "a dancer",
     "n_prompt": "rain",
