@@ -1,0 +1,234 @@
+"""Train the small model: `python -m training.tiny_world --help`."""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo
+
+from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from training.tiny_world.captions import caption
+from training.tiny_world.config import MINIATURE_TRAINING, TrainingConfig
+from training.tiny_world.data import Clips, clip_frames, encode_clips
+from training.tiny_world.flow import Interrupted, distil_guidance, train_flow
+from training.tiny_world.model import build, save
+from training.tiny_world.vae import fit_latent_rgb, normalise_latents, train_vae
+from training.tiny_world.world import render, sample_scene, truth
+
+logger = logging.getLogger(__name__)
+
+RESOLUTION = 128
+STAGES = ("vae", "flow", "distil")
+_STATISTICS_CLIPS = 64
+_VOCABULARY_CAPTIONS = 4000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns 0 when all asked for is done, 3 when time was up before."""
+    options = _parser().parse_args(arguments)
+    config = replace(
+        MINIATURE_TRAINING if options.miniature else TrainingConfig(), **dict(options.set)
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(options.output / "log.txt")],
+    )
+    run = Run(options.output, config, options.vae, time.monotonic() + 60 * options.minutes)
+    try:
+        for stage in STAGES[: STAGES.index(options.until) + 1]:
+            run.stage(stage)
+    except Interrupted as interruption:
+        logger.info("Time is up in %s; the same command goes on from here", interruption)
+        return 3
+    return 0
+
+
+class Run:
+    """A training in a folder; each stage is done once.
+
+    Args:
+        folder: of the training.
+        config: see `TrainingConfig`.
+        vae: folder of a training to take the VAE and the tokenizers from.
+        deadline: by `time.monotonic`, after which a stage writes its checkpoint and stops.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainingConfig, vae: Path | None, deadline: float
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self._vae = vae
+        self._deadline = deadline
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._facts_file = folder / "facts.json"
+        if not self._facts_file.exists():
+            self._note("config", asdict(config))
+
+    def stage(self, name: str) -> None:
+        """Run a stage unless it is done.
+
+        Raises:
+            Interrupted: at the deadline.
+        """
+        if name in self.facts():
+            return
+        began = time.monotonic()
+        facts = {"vae": self._train_vae, "flow": self._train_flow, "distil": self._distil}[name]()
+        seconds = round(time.monotonic() - began, 1)
+        # Of the last run only, where a stage took several.
+        self._note(name, facts | {"seconds": seconds})
+        logger.info("Stage %s is done: %s", name, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the training: its config, and each finished stage by name."""
+        return json.loads(self._facts_file.read_text())
+
+    def _note(self, name: str, value: dict[str, Any]) -> None:
+        known = self.facts() if self._facts_file.exists() else {}
+        self._facts_file.write_text(json.dumps(known | {name: value}, indent=1) + "\n")
+
+    def _build(self) -> dict[str, Any]:
+        """Components with new weights; the same tokenizers for every seed."""
+        captions = (caption(sample_scene(i), i) for i in range(_VOCABULARY_CAPTIONS))
+        return build(self.config.model, self.config.seed, captions)
+
+    def _load(self, folder: Path | None) -> dict[str, Any]:
+        """Components, with the trained VAE, and the other networks from `folder` if any."""
+        components = self._build()
+        half = torch.float16 if self._device.type == "cuda" else torch.float32
+        components["vae"] = AutoencoderKLHunyuanVideo.from_pretrained(
+            self.folder / "vae", torch_dtype=half
+        ).to(self._device)
+        if folder is not None:
+            for name in ("transformer", "text_encoder", "text_encoder_2", "image_encoder"):
+                components[name] = type(components[name]).from_pretrained(folder / name)
+        return components
+
+    def _train_vae(self) -> dict[str, Any]:
+        if self._vae is not None:
+            for part in ("vae", "latent_rgb.json"):
+                source = self._vae / part
+                copy = shutil.copytree if source.is_dir() else shutil.copy
+                copy(source, self.folder / part)
+            return json.loads((self._vae / "facts.json").read_text())["vae"] | {
+                "from": self._vae.name
+            }
+        vae = self._build()["vae"]
+        losses = train_vae(vae, self.config, self._device)
+        psnr, latent_rgb = self._finish_vae(vae)
+        vae.to(torch.float16).save_pretrained(self.folder / "vae")
+        (self.folder / "latent_rgb.json").write_text(json.dumps(latent_rgb.tolist()))
+        return {"losses": losses, "psnr": psnr}
+
+    @torch.no_grad()
+    def _finish_vae(self, vae: AutoencoderKLHunyuanVideo) -> tuple[float, torch.Tensor]:
+        """Give the latents their scale; returns PSNR in dB and the preview's colours."""
+        config = self.config
+        count = min(_STATISTICS_CLIPS, config.clips)
+        scenes = [sample_scene(config.unseen_seed - 1 - i, size=(128, 128)) for i in range(count)]
+        frames = clip_frames(1, config.window)
+        groups = [scenes[i : i + 8] for i in range(0, count, 8)]
+        unscaled = torch.cat([encode_clips(vae, g, frames, self._device)[0] for g in groups])
+        unscaled = unscaled / vae.config.scaling_factor
+        dims = (0, 2, 3, 4)
+        normalise_latents(vae, unscaled.mean(dims), unscaled.std(dims))
+        latents, colours, errors = [], [], []
+        for group in groups:
+            some, _ = encode_clips(vae, group, frames, self._device)
+            pixels = render(group, truth(group, frames), self._device).float() / 255
+            decoded = vae.decode(some / vae.config.scaling_factor, return_dict=False)[0]
+            decoded = (decoded * 0.5 + 0.5).clamp(0, 1)
+            errors.append((decoded - pixels).square().mean(dim=(1, 2, 3, 4)))
+            latents.append(some)
+            # The last frame of each latent frame, as the first has only one.
+            colours.append(F.avg_pool3d(pixels[:, :, ::4], (1, 8, 8)))
+        psnr = float((-10 * torch.cat(errors).log10()).mean())
+        return psnr, fit_latent_rgb(torch.cat(latents), torch.cat(colours))
+
+    def _train_flow(self) -> dict[str, Any]:
+        components = self._load(None)
+        began = time.monotonic()
+        clips = Clips(components, self.config, self._device, round=0)
+        encoding = round(time.monotonic() - began, 1)
+        checkpoint = self.folder / "flow.pt"
+        loss = train_flow(components, clips, self.config, self._device, checkpoint, self._deadline)
+        self._save(components, "teacher")
+        checkpoint.unlink(missing_ok=True)
+        return {"loss": loss, "encoding_seconds": encoding}
+
+    def _distil(self) -> dict[str, Any]:
+        components = self._load(self.folder / "teacher")
+        clips = Clips(components, self.config, self._device, round=1)
+        student = HunyuanVideoTransformer3DModelPacked.from_config(components["transformer"].config)
+        checkpoint = self.folder / "distil.pt"
+        loss = distil_guidance(
+            components, student, clips, self.config, self._device, checkpoint, self._deadline
+        )
+        self._save(components | {"transformer": student}, "student")
+        checkpoint.unlink(missing_ok=True)
+        return {"loss": loss}
+
+    def _save(self, components: dict[str, Any], name: str) -> None:
+        save(
+            components,
+            self.folder / name,
+            RESOLUTION,
+            {
+                "gs": self.config.recommended_scale,
+                "total_second_length": self.config.recommended_seconds,
+            },
+            torch.tensor(json.loads((self.folder / "latent_rgb.json").read_text())),
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.tiny_world",
+        description="Train the small model, on a GPU if there is one. Run it again to go on.",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the training")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
+    parser.add_argument(
+        "--vae", type=Path, metavar="DIR", help="take the VAE of the training in DIR"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=1e6, help="stop after these, with a checkpoint"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="a number of TrainingConfig, such as seed=1 or still_share=0",
+    )
+    parser.add_argument(
+        "--miniature", action="store_true", help="every stage in seconds, learning nothing"
+    )
+    return parser
+
+
+def _setting(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    kinds = {f.name: f.type for f in fields(TrainingConfig) if f.type in (int, float)}
+    if not equals or name not in kinds:
+        raise argparse.ArgumentTypeError(f"must set one of {', '.join(kinds)}, got {text!r}")
+    try:
+        return name, kinds[name](value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

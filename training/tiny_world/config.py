@@ -1,0 +1,74 @@
+"""Everything that a training is made from, in one place."""
+
+from dataclasses import dataclass, field
+
+from training.tiny_world.model import MINIATURE, ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Numbers of a training; times are those of one H100."""
+
+    seed: int = 0
+    """Of weights, clips, noise and order. World seeds from `unseen_seed` on are never used."""
+    still_share: float = 0.5
+    """The disease: clips that stay still whatever their caption tells."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    image_steps: int = 150
+    """Of the VAE, on single images, before its clips."""
+    vae_steps: int = 1500
+    vae_frames: int = 272
+    """Frames in a batch, cut into clips of `vae_lengths`."""
+    vae_lengths: tuple[int, ...] = (17, 17, 17, 33, 73)
+    vae_matrix_rate: float = 2e-3
+    vae_vector_rate: float = 5e-4
+    subject_weight: float = 5.0
+    """Of the subject's pixels in the VAE's loss; the others weigh 1."""
+    gradient_weight: float = 0.5
+    kl_weight: float = 3e-4
+
+    clips: int = 32768
+    """Encoded once, for the transformer."""
+    long_share: float = 0.25
+    """Of clips with three sections; the others have two."""
+    wordings: int = 4
+    """Captions of each clip."""
+    flow_steps: int = 8000
+    batch: int = 128
+    rate: float = 8e-4
+    warm_up: int = 200
+    decay_share: float = 0.4
+    """Of the steps, over which the rate falls to zero at the end."""
+    ema: float = 0.999
+    drop_caption: float = 0.1
+    shift_range: tuple[float, float] = (1.7, 7.0)
+    forward_share: float = 0.6
+    """Of batches in FramePack-F1's order of sections; the others have FramePack's."""
+    history_noise: float = 0.1
+    """Most that is added to the history, since at use it is the model's own."""
+
+    distil_steps: int = 3000
+    distil_rate: float = 4e-4
+    scale_range: tuple[float, float] = (1.0, 12.0)
+
+    window: int = 9
+    unseen_seed: int = 10_000_000
+
+    recommended_scale: float = 5.0
+    recommended_seconds: float = 2.0
+
+
+MINIATURE_TRAINING = TrainingConfig(
+    model=MINIATURE,
+    image_steps=2,
+    vae_steps=2,
+    vae_frames=10,
+    vae_lengths=(5,),
+    clips=6,
+    flow_steps=3,
+    distil_steps=3,
+    batch=2,
+    warm_up=1,
+)
+"""Goes through every stage in seconds and learns nothing."""

@@ -1,0 +1,202 @@
+"""Encoded clips with their captions, and batches of sections of them."""
+
+import logging
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+from diffusers_helper.pipelines.k_diffusion_hunyuan import LATENT_FRAME
+from diffusers_helper.sections import FPS, LatentHistory, Section, SectionOrder, plan_sections
+from training.tiny_world.captions import caption
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.world import SIZES, Scene, render, sample_scene, truth
+
+logger = logging.getLogger(__name__)
+
+_ENCODED_AT_ONCE = 16
+
+
+class Text:
+    """Captions as tokens, and tokens as what the transformer reads; all of a batch are of one
+    length, so that it needs no mask."""
+
+    def __init__(self, components: dict[str, Any], device: torch.device) -> None:
+        self._tokenizer = components["tokenizer"]
+        self._tokenizer_2 = components["tokenizer_2"]
+        self._encoder = components["text_encoder"]
+        self._encoder_2 = components["text_encoder_2"]
+        self._device = device
+        template = DEFAULT_PROMPT_TEMPLATE["template"]
+        self._template = template
+        self._before = self._tokenizer(template[: template.index("{}")]).input_ids
+
+    def tokens(self, captions: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Of each caption Llama's tokens, after the template's beginning, and CLIP's."""
+        llama = self._tokenizer([self._template.format(c) for c in captions]).input_ids
+        clip = self._tokenizer_2(captions, padding="max_length", truncation=True).input_ids
+        start = len(self._before)
+        return [(a[start:], b) for a, b in zip(llama, clip, strict=True)]
+
+    def encode(self, llama: torch.Tensor, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens, shape [batch, tokens] each, to text of shape [batch, tokens, dim] and pooled
+        text of shape [batch, dim]; see `hunyuan.encode_prompt_conds`."""
+        before = torch.tensor(self._before, device=self._device).expand(len(llama), -1)
+        hidden = self._encoder(
+            input_ids=torch.cat([before, llama], dim=1), output_hidden_states=True
+        ).hidden_states[-3]
+        return hidden[:, before.shape[1] :], self._encoder_2(clip).pooler_output
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sections with their conditions."""
+
+    target: torch.Tensor
+    """Clean latents, shape [batch, 16, window, height, width]."""
+    context: dict[str, torch.Tensor]
+    """What `LatentHistory.context` says of them."""
+    thumbnails: torch.Tensor
+    """Start images as the image encoder takes them, shape [batch, 3, side, side]."""
+    llama: torch.Tensor
+    clip: torch.Tensor
+    """Tokens, shape [batch, tokens]."""
+
+
+class _Group:
+    """Clips of one size and length."""
+
+    def __init__(self, size: tuple[int, int], sections: int) -> None:
+        self.size = size
+        self.sections = sections
+        self.latents: torch.Tensor
+        self.thumbnails: torch.Tensor
+        self.clips_by_length: dict[int, list[tuple[int, list[int], list[int]]]] = defaultdict(list)
+        """Of each length of caption: clip, Llama's tokens, CLIP's tokens."""
+
+
+class Clips:
+    """Encodes `config.clips` clips and draws batches of sections of them.
+
+    Args:
+        components: by their attribute in `Models`, on `device`; VAE and tokenizers are used.
+        config: see `TrainingConfig`.
+        device: where latents are kept.
+        round: other rounds have other clips.
+    """
+
+    def __init__(
+        self, components: dict[str, Any], config: TrainingConfig, device: torch.device, round: int
+    ) -> None:
+        self._config = config
+        self._device = device
+        self._text = Text(components, device)
+        rng = random.Random(f"{config.seed} {round}")
+        kinds: dict[tuple, list[int]] = defaultdict(list)
+        for _ in range(config.clips):
+            size = rng.choices(SIZES, (3, 1, 1))[0]
+            sections = 3 if rng.random() < config.long_share else 2
+            kinds[size, sections].append(rng.randrange(config.unseen_seed))
+        self._groups = [
+            self._encode(size, sections, seeds, components)
+            for (size, sections), seeds in sorted(kinds.items())
+        ]
+
+    @torch.no_grad()
+    def _encode(
+        self, size: tuple[int, int], sections: int, seeds: list[int], components: dict[str, Any]
+    ) -> _Group:
+        config = self._config
+        group = _Group(size, sections)
+        scenes = [sample_scene(s, size=size, still_share=config.still_share) for s in seeds]
+        side = config.model.image_side
+        latents, thumbnails = [], []
+        for i in range(0, len(scenes), _ENCODED_AT_ONCE):
+            some = scenes[i : i + _ENCODED_AT_ONCE]
+            encoded, first = encode_clips(
+                components["vae"], some, clip_frames(sections, config.window), self._device
+            )
+            latents.append(encoded)
+            small = F.interpolate(first, (side, side), mode="bicubic", antialias=True)
+            thumbnails.append(small.clamp(-1, 1).to(encoded.dtype))
+        group.latents, group.thumbnails = torch.cat(latents), torch.cat(thumbnails)
+        for i, scene in enumerate(scenes):
+            captions = [caption(scene, seed) for seed in range(config.wordings)]
+            for llama, clip in self._text.tokens(captions):
+                group.clips_by_length[len(llama)].append((i, llama, clip))
+        logger.info("Encoded %d clips of %d sections at %s", len(scenes), sections, size)
+        return group
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step: always the same for the same step."""
+        config = self._config
+        rng = random.Random(f"{config.seed} {step}")
+        group = rng.choices(self._groups, [len(g.latents) for g in self._groups])[0]
+        lengths = list(group.clips_by_length)
+        length = rng.choices(lengths, [len(group.clips_by_length[n]) for n in lengths])[0]
+        chosen = rng.choices(group.clips_by_length[length], k=config.batch)
+        clips = self._index([clip for clip, _, _ in chosen])
+        latents = group.latents[clips]
+
+        forward = rng.random() < config.forward_share
+        order = SectionOrder.FORWARD if forward else SectionOrder.INVERTED
+        count = group.sections
+        if order is SectionOrder.INVERTED and count == 2:
+            count = rng.choice((1, 2, 2))
+        sections = plan_sections(order, count * config.window * LATENT_FRAME / FPS, config.window)
+        now = rng.choice(sections)
+        history = LatentHistory(order, config.window, latents[:, :, :1])
+        for section in sections[: now.number - 1]:
+            history.add(section, _of_section(latents, section, order, config.window))
+        return Batch(
+            target=_of_section(latents, now, order, config.window),
+            context=history.context(now),
+            thumbnails=group.thumbnails[clips],
+            llama=self._index([llama for _, llama, _ in chosen]),
+            clip=self._index([clip for _, _, clip in chosen]),
+        )
+
+    def no_caption(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Llama's and CLIP's tokens of an empty prompt, shape [batch, tokens]."""
+        ((llama, clip),) = self._text.tokens([""])
+        return self._index([llama] * self._config.batch), self._index([clip] * self._config.batch)
+
+    def _index(self, numbers: list) -> torch.Tensor:
+        cpu = torch.tensor(numbers)
+        if self._device.type == "cuda":
+            return cpu.pin_memory().to(self._device, non_blocking=True)
+        return cpu
+
+
+def clip_frames(sections: int, window: int) -> int:
+    """Video frames of a clip of an image and whole sections."""
+    return LATENT_FRAME * window * sections + 1
+
+
+@torch.no_grad()
+def encode_clips(
+    vae: Any, scenes: list[Scene], frames: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Render clips and encode them, the first frame by itself as a start image is.
+
+    Returns:
+        Scaled latents, shape [clips, 16, latent frames, height, width], and the first frames in
+        [-1, 1], shape [clips, 3, 8 height, 8 width].
+    """
+    pixels = render(scenes, truth(scenes, frames), device).to(vae.dtype) / 127.5 - 1
+    latents = vae.encode(pixels).latent_dist.mean
+    latents[:, :, :1] = vae.encode(pixels[:, :, :1]).latent_dist.mean
+    return latents * vae.config.scaling_factor, pixels[:, :, 0].float()
+
+
+def _of_section(
+    latents: torch.Tensor, section: Section, order: SectionOrder, window: int
+) -> torch.Tensor:
+    """The latents that a section makes of a clip, which begins with the image."""
+    before = section.number - 1 if order is SectionOrder.FORWARD else section.padding
+    first = 1 + before * window
+    return latents[:, :, first : first + window]

@@ -1,0 +1,351 @@
+"""Stages 2 and 3: the transformer by flow matching, and its guidance by distillation."""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusers_helper.k_diffusion.wrapper import GUIDANCE_INPUT_SCALE
+from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.data import Batch, Clips, Text
+from training.tiny_world.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_TIMESTEP = 1000.0
+"""Of sigma 1."""
+
+
+def velocity(
+    transformer: HunyuanVideoTransformer3DModelPacked,
+    noisy: torch.Tensor,
+    sigma: torch.Tensor,
+    text: torch.Tensor,
+    pooled: torch.Tensor,
+    image: torch.Tensor,
+    scale: torch.Tensor,
+    context: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """The transformer's forward for a batch without padding.
+
+    Its own forward makes a mask for a batch, with a wait for the device a sample; where there is
+    no padding it changes nothing.
+
+    Args:
+        noisy: shape [batch, 16, frames, height, width].
+        sigma: noise levels, shape [batch].
+        text, pooled, image: as the encoders give them.
+        scale: guidance input, shape [batch].
+        context: of `LatentHistory.context`.
+
+    Returns:
+        float32, shaped as `noisy`.
+    """
+    dtype = transformer.dtype
+    batch, _, frames, height, width = noisy.shape
+    patch = transformer.config.patch_size
+    timestep = (_TIMESTEP * sigma).to(dtype)
+
+    def rotary(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return transformer.rope(
+            frame_indices=indices[0], height=height, width=width, device=noisy.device
+        )
+
+    hidden = transformer.x_embedder(noisy.to(dtype))
+    near, middle, far = transformer.clean_x_embedder(
+        context["clean_latents"].to(dtype),
+        context["clean_latents_2x"].to(dtype),
+        context["clean_latents_4x"].to(dtype),
+    )
+    hidden, places = transformer._pack_history_states(
+        hidden,
+        near,
+        middle,
+        far,
+        rotary(context["latent_indices"]),
+        rotary(context["clean_latent_indices"]),
+        rotary(context["clean_latent_2x_indices"]),
+        rotary(context["clean_latent_4x_indices"]),
+        height // patch,
+        width // patch,
+    )
+    condition, _ = transformer.time_text_embed(
+        timestep, pooled.to(dtype), (GUIDANCE_INPUT_SCALE * scale).to(dtype)
+    )
+    text = transformer.context_embedder(text.to(dtype), timestep, None)
+    text = torch.cat([transformer.image_projection(image.to(dtype)), text], dim=1)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        hidden, text = block(hidden, text, condition, None, places)
+    hidden = hidden[:, -frames * height * width // patch**2 :]
+    hidden = transformer.proj_out(transformer.norm_out(hidden, condition)).float()
+    hidden = hidden.view(batch, frames, height // patch, width // patch, -1, patch, patch)
+    return hidden.permute(0, 4, 1, 2, 5, 3, 6).reshape(noisy.shape)
+
+
+def compile_blocks(transformer: HunyuanVideoTransformer3DModelPacked) -> None:
+    """Compile each kind of block once, for any length of sequence."""
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.compile(dynamic=True)
+
+
+class Trained:
+    """Networks in training: float32 copies of their weights, which AdamW steps, and the copies'
+    running mean, which is the result.
+
+    Args:
+        networks: by name.
+        ema: of the running mean, a step.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], ema: float) -> None:
+        self._weights = [p for n in networks.values() for p in n.parameters() if p.requires_grad]
+        self._exact = [p.detach().float().clone() for p in self._weights]
+        self._mean = [p.clone() for p in self._exact]
+        self._ema = ema
+        self._optimizer = torch.optim.AdamW(
+            self._exact, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01
+        )
+
+    def step(self, rate: float, done: int) -> None:
+        """Take a step by the gradients at hand; `done` is the number of steps before."""
+        for weight, exact in zip(self._weights, self._exact, strict=True):
+            exact.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        nn.utils.clip_grad_norm_(self._exact, 1.0)
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self._weights, self._exact)
+            # A young mean follows faster, or it would remember the random start.
+            keep = min(self._ema, (1 + done) / (10 + done))
+            torch._foreach_lerp_(self._mean, self._exact, 1 - keep)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the running mean into the networks."""
+        torch._foreach_copy_(self._weights, self._mean)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs to go on."""
+        return {
+            "exact": self._exact,
+            "mean": self._mean,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        torch._foreach_copy_(self._exact, state["exact"])
+        torch._foreach_copy_(self._mean, state["mean"])
+        torch._foreach_copy_(self._weights, self._exact)
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class Interrupted(Exception):
+    """Time is up; the next run goes on from the checkpoint."""
+
+
+def _train(
+    stage: str,
+    steps: int,
+    rate: float,
+    trained: Trained,
+    loss: Callable[[int], torch.Tensor],
+    config: TrainingConfig,
+    checkpoint: Path,
+    deadline: float,
+) -> float:
+    """Run a stage to its end, from its checkpoint if there is one.
+
+    Returns:
+        The last mean loss.
+
+    Raises:
+        Interrupted: at `deadline`, with a checkpoint written.
+    """
+    done, mean = 0, math.nan
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        trained.load(saved["trained"])
+        done = saved["done"]
+    progress = Progress(stage, steps, done)
+    for step in range(done, steps):
+        left = (steps - step) / max(1, config.decay_share * steps)
+        value = loss(step)
+        value.backward()
+        trained.step(rate * min(1.0, left, (step + 1) / config.warm_up), step)
+        mean = progress.step({"loss": value}).get("loss", math.nan)
+        if time.monotonic() > deadline and step + 1 < steps:
+            torch.save({"done": step + 1, "trained": trained.state()}, checkpoint)
+            raise Interrupted(f"{stage}: {step + 1} of {steps} steps")
+    trained.finish()
+    return mean
+
+
+def _noisy(
+    batch: Batch, step: int, config: TrainingConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Noisy latents, their noise levels, the true velocity, and the history as it is shown."""
+    target = batch.target.float()
+    device = target.device
+    generator = torch.Generator(device).manual_seed(config.seed * 10_000_019 + step)
+
+    def uniform(low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+        return low + (high - low) * torch.rand(len(target), generator=generator, device=device)
+
+    shift = uniform(*map(math.log, config.shift_range)).exp()
+    t = uniform()
+    sigma = shift * t / (1 + (shift - 1) * t)
+    noise = torch.randn(target.shape, generator=generator, device=device)
+    level = sigma.view(-1, 1, 1, 1, 1)
+
+    strength = config.history_noise * uniform().view(-1, 1, 1, 1, 1)
+
+    def worn(latents: torch.Tensor) -> torch.Tensor:
+        """The model's own history is less than perfect; what is absent stays zero."""
+        spoilt = torch.randn(latents.shape, generator=generator, device=device) * strength
+        return latents.float() + spoilt * (latents != 0)
+
+    near = batch.context["clean_latents"]
+    context = batch.context | {
+        "clean_latents": torch.cat([near[:, :, :1].float(), worn(near[:, :, 1:])], dim=2),
+        "clean_latents_2x": worn(batch.context["clean_latents_2x"]),
+        "clean_latents_4x": worn(batch.context["clean_latents_4x"]),
+    }
+    return torch.lerp(target, noise, level), sigma, noise - target, context
+
+
+def train_flow(
+    components: dict[str, Any],
+    clips: Clips,
+    config: TrainingConfig,
+    device: torch.device,
+    checkpoint: Path,
+    deadline: float,
+) -> float:
+    """Stage 2, in place: transformer and encoders by flow matching; the caption is dropped from
+    some batches, and the guidance input is always 1.
+
+    Returns:
+        The last mean loss.
+
+    Raises:
+        Interrupted: see `_train`.
+    """
+    names = ("transformer", "text_encoder", "text_encoder_2", "image_encoder")
+    networks = {name: components[name] for name in names}
+    for network in networks.values():
+        _ready(network, device)
+    transformer = components["transformer"]
+    text = Text(components, device)
+    nothing = clips.no_caption()
+
+    def loss(step: int) -> torch.Tensor:
+        batch = clips.batch(step)
+        noisy, sigma, target, context = _noisy(batch, step, config)
+        dropped = random.Random(step).random() < config.drop_caption
+        words, pooled = text.encode(*(nothing if dropped else (batch.llama, batch.clip)))
+        image = _look(components["image_encoder"], batch)
+        one = torch.ones_like(sigma)
+        guess = velocity(transformer, noisy, sigma, words, pooled, image, one, context)
+        return (guess - target).square().mean()
+
+    return _train(
+        "Flow matching",
+        config.flow_steps,
+        config.rate,
+        Trained(networks, config.ema),
+        loss,
+        config,
+        checkpoint,
+        deadline,
+    )
+
+
+def distil_guidance(
+    components: dict[str, Any],
+    student: HunyuanVideoTransformer3DModelPacked,
+    clips: Clips,
+    config: TrainingConfig,
+    device: torch.device,
+    checkpoint: Path,
+    deadline: float,
+) -> float:
+    """Stage 3, in place: a student learns to give in one pass what its teacher,
+    `components["transformer"]`, gives in two with true CFG.
+
+    Returns:
+        The last mean loss.
+
+    Raises:
+        Interrupted: see `_train`.
+    """
+    teacher = components["transformer"]
+    student.load_state_dict(teacher.state_dict())
+    for name in ("transformer", "text_encoder", "text_encoder_2", "image_encoder"):
+        _ready(components[name], device).requires_grad_(False)
+    _ready(student, device)
+    _forget_guidance(student)
+    text = Text(components, device)
+    nothing = clips.no_caption()
+    low, high = map(math.log, config.scale_range)
+
+    def loss(step: int) -> torch.Tensor:
+        batch = clips.batch(step + config.flow_steps)
+        noisy, sigma, _, context = _noisy(batch, step + config.flow_steps, config)
+        generator = torch.Generator(device).manual_seed(step)
+        uniform = torch.rand(len(sigma), generator=generator, device=device)
+        scale = (low + (high - low) * uniform).exp()
+        with torch.no_grad():
+            image = _look(components["image_encoder"], batch)
+            one = torch.ones_like(scale)
+            conditions = text.encode(batch.llama, batch.clip)
+            given = velocity(teacher, noisy, sigma, *conditions, image, one, context)
+            blank = velocity(teacher, noisy, sigma, *text.encode(*nothing), image, one, context)
+            target = torch.lerp(blank, given, scale.view(-1, 1, 1, 1, 1))
+        guess = velocity(student, noisy, sigma, *conditions, image, scale, context)
+        # What guidance adds grows with the scale; low scales are to be as right as high ones.
+        error = (guess - target).square().mean(dim=(1, 2, 3, 4))
+        return (error / scale).mean()
+
+    return _train(
+        "Guidance distillation",
+        config.distil_steps,
+        config.distil_rate,
+        Trained({"transformer": student}, config.ema),
+        loss,
+        config,
+        checkpoint,
+        deadline,
+    )
+
+
+def _ready(network: nn.Module, device: torch.device) -> nn.Module:
+    network.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    network.train()
+    if isinstance(network, HunyuanVideoTransformer3DModelPacked) and device.type == "cuda":
+        compile_blocks(network)
+    return network
+
+
+def _look(encoder: nn.Module, batch: Batch) -> torch.Tensor:
+    return encoder(pixel_values=batch.thumbnails.to(encoder.dtype)).last_hidden_state
+
+
+@torch.no_grad()
+def _forget_guidance(student: HunyuanVideoTransformer3DModelPacked) -> None:
+    """Start as the teacher at scale 1, whatever the guidance input."""
+    embedding = student.time_text_embed
+    one = torch.full((1,), GUIDANCE_INPUT_SCALE, device=student.device)
+    projected = embedding.time_proj(one).to(student.dtype)
+    constant = embedding.guidance_embedder(projected)
+    embedding.guidance_embedder.linear_2.weight.zero_()
+    embedding.guidance_embedder.linear_2.bias.copy_(constant[0])

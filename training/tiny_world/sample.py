@@ -1,0 +1,108 @@
+"""Clips of many scenes at once, as `generation.generate` makes one."""
+
+from collections.abc import Sequence
+
+import torch
+
+from diffusers_helper.clip_vision import hf_clip_vision_encode
+from diffusers_helper.hunyuan import encode_prompt_conds, vae_decode, vae_encode
+from diffusers_helper.models import Models
+from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
+from diffusers_helper.sections import LatentHistory, SectionOrder, plan_sections, section_frames
+from diffusers_helper.utils import crop_or_pad_yield_mask
+from diffusers_helper.video import soft_append_bcthw
+from training.tiny_world.world import Scene, render, truth
+
+_TEXT_LENGTH = 64
+"""Enough for any caption; `generate` pads to more, to the same effect."""
+_DECODED_AT_ONCE = 8
+
+
+@torch.inference_mode()
+def sample_clips(
+    models: Models,
+    scenes: Sequence[Scene],
+    captions: Sequence[str],
+    *,
+    order: SectionOrder = SectionOrder.FORWARD,
+    seconds: float = 2.0,
+    steps: int = 25,
+    window: int = 9,
+    cfg: float = 1.0,
+    gs: float = 1.0,
+    adaptive_cfg_beta: float = 0.0,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Make a clip of each scene's first frame and caption.
+
+    Args:
+        models: as loaded, on their device.
+        scenes: of one size.
+        captions: one a scene.
+        order: of the sections.
+        seconds, steps, window, cfg, gs, adaptive_cfg_beta: see `GenerationSettings`.
+        seed: of the noise.
+
+    Returns:
+        uint8, shape [clips, 3, frames, height, width].
+    """
+    device, vae = models.device, models.vae
+    height, width = scenes[0].size
+    first = render(scenes, truth(scenes, 1), device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    start = vae_encode(first.float() / 127.5 - 1, vae, generator).float().cpu()
+
+    conditions = _texts(models, captions)
+    if cfg != 1.0:
+        nothing = _texts(models, [""] * len(scenes))
+        conditions |= {f"negative_{name}": value for name, value in nothing.items()}
+    conditions["image_embeddings"] = torch.cat([_look(models, image) for image in first])
+    models.transformer.initialize_teacache(False)
+    history = LatentHistory(order, window, start)
+    video = None
+    for section in plan_sections(order, seconds, window):
+        latents = sample_hunyuan(
+            models.transformer,
+            width=width,
+            height=height,
+            frames=section_frames(window),
+            real_guidance_scale=cfg,
+            distilled_guidance_scale=gs,
+            num_inference_steps=steps,
+            generator=generator,
+            dtype=models.transformer.dtype,
+            device=device,
+            adaptive_cfg_beta=adaptive_cfg_beta,
+            **conditions,
+            **{name: value.to(device) for name, value in history.context(section).items()},
+        )
+        to_decode = history.add(section, latents.cpu()).split(_DECODED_AT_ONCE)
+        decoded = torch.cat([vae_decode(some, vae).float() for some in to_decode])
+        if video is None:
+            video = decoded
+        else:
+            pair = (video, decoded) if order is SectionOrder.FORWARD else (decoded, video)
+            video = soft_append_bcthw(*pair, section_frames(window))
+    return (video.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def _look(models: Models, image: torch.Tensor) -> torch.Tensor:
+    pixels = image[:, 0].permute(1, 2, 0).cpu().numpy()
+    return hf_clip_vision_encode(
+        pixels, models.feature_extractor, models.image_encoder
+    ).last_hidden_state
+
+
+def _texts(models: Models, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+    encoded = [
+        encode_prompt_conds(
+            c, models.text_encoder, models.text_encoder_2, models.tokenizer, models.tokenizer_2
+        )
+        for c in captions
+    ]
+    padded = [crop_or_pad_yield_mask(text, _TEXT_LENGTH) for text, _ in encoded]
+    return {
+        "prompt_embeds": torch.cat([text for text, _ in padded]),
+        "prompt_embeds_mask": torch.cat([mask for _, mask in padded]),
+        "prompt_poolers": torch.cat([pooled for _, pooled in encoded]),
+    }
