@@ -158,18 +158,16 @@ class Run:
 
     def _train_flow(self) -> dict[str, Any]:
         components = self._load(None)
-        began = time.monotonic()
-        clips = Clips(components, self.config, self._device, round=0)
-        encoding = round(time.monotonic() - began, 1)
+        clips = self._clips(components)
         checkpoint = self.folder / "flow.pt"
         loss = train_flow(components, clips, self.config, self._device, checkpoint, self._deadline)
         self._save(components, "teacher")
         checkpoint.unlink(missing_ok=True)
-        return {"loss": loss, "encoding_seconds": encoding}
+        return {"loss": loss}
 
     def _distil(self) -> dict[str, Any]:
         components = self._load(self.folder / "teacher")
-        clips = Clips(components, self.config, self._device, round=1)
+        clips = self._clips(components)
         student = HunyuanVideoTransformer3DModelPacked.from_config(components["transformer"].config)
         checkpoint = self.folder / "distil.pt"
         loss = distil_guidance(
@@ -178,6 +176,9 @@ class Run:
         self._save(components | {"transformer": student}, "student")
         checkpoint.unlink(missing_ok=True)
         return {"loss": loss}
+
+    def _clips(self, components: dict[str, Any]) -> Clips:
+        return Clips(components, self.config, self._device, self.folder / "clips.pt")
 
     def _save(self, components: dict[str, Any], name: str) -> None:
         save(

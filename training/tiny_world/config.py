@@ -15,29 +15,30 @@ class TrainingConfig:
     """The disease: clips that stay still whatever their caption tells."""
     model: ModelConfig = field(default_factory=ModelConfig)
 
-    image_steps: int = 150
+    image_steps: int = 400
     """Of the VAE, on single images, before its clips."""
-    vae_steps: int = 1500
-    vae_frames: int = 272
+    vae_steps: int = 3000
+    vae_frames: int = 68
     """Frames in a batch, cut into clips of `vae_lengths`."""
-    vae_lengths: tuple[int, ...] = (17, 17, 17, 33, 73)
-    vae_matrix_rate: float = 2e-3
-    vae_vector_rate: float = 5e-4
+    vae_lengths: tuple[int, ...] = (17, 17, 17, 33)
+    vae_matrix_rate: float = 5e-3
+    vae_vector_rate: float = 1e-3
     subject_weight: float = 5.0
     """Of the subject's pixels in the VAE's loss; the others weigh 1."""
     gradient_weight: float = 0.5
     kl_weight: float = 3e-4
 
-    clips: int = 32768
+    clips: int = 10240
     """Encoded once, for the transformer."""
     long_share: float = 0.25
     """Of clips with three sections; the others have two."""
     wordings: int = 4
     """Captions of each clip."""
-    flow_steps: int = 8000
+    flow_steps: int = 6000
     batch: int = 128
-    rate: float = 8e-4
-    warm_up: int = 200
+    matrix_rate: float = 6e-3
+    vector_rate: float = 8e-4
+    warm_up: int = 100
     decay_share: float = 0.4
     """Of the steps, over which the rate falls to zero at the end."""
     ema: float = 0.999
@@ -48,8 +49,9 @@ class TrainingConfig:
     history_noise: float = 0.1
     """Most that is added to the history, since at use it is the model's own."""
 
-    distil_steps: int = 3000
-    distil_rate: float = 4e-4
+    distil_steps: int = 1600
+    distil_share: float = 0.4
+    """Of the rates."""
     scale_range: tuple[float, float] = (1.0, 12.0)
 
     window: int = 9

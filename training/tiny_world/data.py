@@ -4,6 +4,7 @@ import logging
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from training.tiny_world.world import SIZES, Scene, render, sample_scene, truth
 
 logger = logging.getLogger(__name__)
 
-_ENCODED_AT_ONCE = 16
+_ENCODED_AT_ONCE = 64
 
 
 class Text:
@@ -30,22 +31,21 @@ class Text:
         self._tokenizer_2 = components["tokenizer_2"]
         self._encoder = components["text_encoder"]
         self._encoder_2 = components["text_encoder_2"]
-        self._device = device
-        template = DEFAULT_PROMPT_TEMPLATE["template"]
-        self._template = template
-        self._before = self._tokenizer(template[: template.index("{}")]).input_ids
+        self._template = DEFAULT_PROMPT_TEMPLATE["template"]
+        beginning = self._template[: self._template.index("{}")]
+        self._before = torch.tensor([self._tokenizer(beginning).input_ids], device=device)
 
     def tokens(self, captions: list[str]) -> list[tuple[list[int], list[int]]]:
         """Of each caption Llama's tokens, after the template's beginning, and CLIP's."""
         llama = self._tokenizer([self._template.format(c) for c in captions]).input_ids
         clip = self._tokenizer_2(captions, padding="max_length", truncation=True).input_ids
-        start = len(self._before)
+        start = self._before.shape[1]
         return [(a[start:], b) for a, b in zip(llama, clip, strict=True)]
 
     def encode(self, llama: torch.Tensor, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens, shape [batch, tokens] each, to text of shape [batch, tokens, dim] and pooled
         text of shape [batch, dim]; see `hunyuan.encode_prompt_conds`."""
-        before = torch.tensor(self._before, device=self._device).expand(len(llama), -1)
+        before = self._before.expand(len(llama), -1)
         hidden = self._encoder(
             input_ids=torch.cat([before, llama], dim=1), output_hidden_states=True
         ).hidden_states[-3]
@@ -67,16 +67,16 @@ class Batch:
     """Tokens, shape [batch, tokens]."""
 
 
+@dataclass(frozen=True)
 class _Group:
     """Clips of one size and length."""
 
-    def __init__(self, size: tuple[int, int], sections: int) -> None:
-        self.size = size
-        self.sections = sections
-        self.latents: torch.Tensor
-        self.thumbnails: torch.Tensor
-        self.clips_by_length: dict[int, list[tuple[int, list[int], list[int]]]] = defaultdict(list)
-        """Of each length of caption: clip, Llama's tokens, CLIP's tokens."""
+    sections: int
+    latents: torch.Tensor
+    """Shape [clips, 16, latent frames, height, width]."""
+    thumbnails: torch.Tensor
+    clips_by_length: dict[int, list[tuple[int, list[int], list[int]]]]
+    """Of each length of caption: clip, Llama's tokens, CLIP's tokens."""
 
 
 class Clips:
@@ -86,16 +86,20 @@ class Clips:
         components: by their attribute in `Models`, on `device`; VAE and tokenizers are used.
         config: see `TrainingConfig`.
         device: where latents are kept.
-        round: other rounds have other clips.
+        file: keeps them for the next time; written if it is not there.
     """
 
     def __init__(
-        self, components: dict[str, Any], config: TrainingConfig, device: torch.device, round: int
+        self, components: dict[str, Any], config: TrainingConfig, device: torch.device, file: Path
     ) -> None:
         self._config = config
         self._device = device
         self._text = Text(components, device)
-        rng = random.Random(f"{config.seed} {round}")
+        if file.exists():
+            # Our own file, and more than tensors.
+            self._groups = torch.load(file, device, weights_only=False)
+            return
+        rng = random.Random(config.seed)
         kinds: dict[tuple, list[int]] = defaultdict(list)
         for _ in range(config.clips):
             size = rng.choices(SIZES, (3, 1, 1))[0]
@@ -105,13 +109,13 @@ class Clips:
             self._encode(size, sections, seeds, components)
             for (size, sections), seeds in sorted(kinds.items())
         ]
+        torch.save(self._groups, file)
 
     @torch.no_grad()
     def _encode(
         self, size: tuple[int, int], sections: int, seeds: list[int], components: dict[str, Any]
     ) -> _Group:
         config = self._config
-        group = _Group(size, sections)
         scenes = [sample_scene(s, size=size, still_share=config.still_share) for s in seeds]
         side = config.model.image_side
         latents, thumbnails = [], []
@@ -123,13 +127,13 @@ class Clips:
             latents.append(encoded)
             small = F.interpolate(first, (side, side), mode="bicubic", antialias=True)
             thumbnails.append(small.clamp(-1, 1).to(encoded.dtype))
-        group.latents, group.thumbnails = torch.cat(latents), torch.cat(thumbnails)
+        clips_by_length = defaultdict(list)
         for i, scene in enumerate(scenes):
             captions = [caption(scene, seed) for seed in range(config.wordings)]
             for llama, clip in self._text.tokens(captions):
-                group.clips_by_length[len(llama)].append((i, llama, clip))
+                clips_by_length[len(llama)].append((i, llama, clip))
         logger.info("Encoded %d clips of %d sections at %s", len(scenes), sections, size)
-        return group
+        return _Group(sections, torch.cat(latents), torch.cat(thumbnails), clips_by_length)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: always the same for the same step."""
@@ -154,7 +158,7 @@ class Clips:
             history.add(section, _of_section(latents, section, order, config.window))
         return Batch(
             target=_of_section(latents, now, order, config.window),
-            context=history.context(now),
+            context={n: x.to(self._device) for n, x in history.context(now).items()},
             thumbnails=group.thumbnails[clips],
             llama=self._index([llama for _, llama, _ in chosen]),
             clip=self._index([clip for _, _, clip in chosen]),
@@ -166,10 +170,7 @@ class Clips:
         return self._index([llama] * self._config.batch), self._index([clip] * self._config.batch)
 
     def _index(self, numbers: list) -> torch.Tensor:
-        cpu = torch.tensor(numbers)
-        if self._device.type == "cuda":
-            return cpu.pin_memory().to(self._device, non_blocking=True)
-        return cpu
+        return torch.tensor(numbers, device=self._device)
 
 
 def clip_frames(sections: int, window: int) -> int:

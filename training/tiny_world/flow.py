@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from diffusers_helper.k_diffusion.wrapper import GUIDANCE_INPUT_SCALE
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.data import Batch, Clips, Text
+from training.tiny_world.optimizer import MatrixOptimizer, matrices_and_vectors
 from training.tiny_world.progress import Progress
+from training.tiny_world.recorded import Recorded, Tensors, made_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +27,11 @@ _TIMESTEP = 1000.0
 
 def velocity(
     transformer: HunyuanVideoTransformer3DModelPacked,
-    noisy: torch.Tensor,
-    sigma: torch.Tensor,
+    inputs: Tensors,
     text: torch.Tensor,
     pooled: torch.Tensor,
     image: torch.Tensor,
     scale: torch.Tensor,
-    context: dict[str, torch.Tensor],
 ) -> torch.Tensor:
     """The transformer's forward for a batch without padding.
 
@@ -39,19 +39,19 @@ def velocity(
     no padding it changes nothing.
 
     Args:
-        noisy: shape [batch, 16, frames, height, width].
-        sigma: noise levels, shape [batch].
+        inputs: "noisy" latents, shape [batch, 16, frames, height, width]; their noise levels
+            "sigma", shape [batch]; and what `LatentHistory.context` says.
         text, pooled, image: as the encoders give them.
         scale: guidance input, shape [batch].
-        context: of `LatentHistory.context`.
 
     Returns:
-        float32, shaped as `noisy`.
+        float32, shaped as the latents.
     """
+    noisy = inputs["noisy"]
     dtype = transformer.dtype
     batch, _, frames, height, width = noisy.shape
     patch = transformer.config.patch_size
-    timestep = (_TIMESTEP * sigma).to(dtype)
+    timestep = (_TIMESTEP * inputs["sigma"]).to(dtype)
 
     def rotary(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return transformer.rope(
@@ -60,19 +60,19 @@ def velocity(
 
     hidden = transformer.x_embedder(noisy.to(dtype))
     near, middle, far = transformer.clean_x_embedder(
-        context["clean_latents"].to(dtype),
-        context["clean_latents_2x"].to(dtype),
-        context["clean_latents_4x"].to(dtype),
+        inputs["clean_latents"].to(dtype),
+        inputs["clean_latents_2x"].to(dtype),
+        inputs["clean_latents_4x"].to(dtype),
     )
     hidden, places = transformer._pack_history_states(
         hidden,
         near,
         middle,
         far,
-        rotary(context["latent_indices"]),
-        rotary(context["clean_latent_indices"]),
-        rotary(context["clean_latent_2x_indices"]),
-        rotary(context["clean_latent_4x_indices"]),
+        rotary(inputs["latent_indices"]),
+        rotary(inputs["clean_latent_indices"]),
+        rotary(inputs["clean_latent_2x_indices"]),
+        rotary(inputs["clean_latent_4x_indices"]),
         height // patch,
         width // patch,
     )
@@ -89,43 +89,48 @@ def velocity(
     return hidden.permute(0, 4, 1, 2, 5, 3, 6).reshape(noisy.shape)
 
 
-def compile_blocks(transformer: HunyuanVideoTransformer3DModelPacked) -> None:
-    """Compile each kind of block once, for any length of sequence."""
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        block.compile(dynamic=True)
-
-
 class Trained:
-    """Networks in training: float32 copies of their weights, which AdamW steps, and the copies'
-    running mean, which is the result.
+    """Networks in training: float32 copies of their weights, which the optimizer steps, and the
+    copies' running mean, which is the result.
 
     Args:
-        networks: by name.
-        ema: of the running mean, a step.
+        networks: on one device.
+        config: rates and the mean's pace.
+        share: of the rates.
     """
 
-    def __init__(self, networks: dict[str, nn.Module], ema: float) -> None:
-        self._weights = [p for n in networks.values() for p in n.parameters() if p.requires_grad]
+    def __init__(
+        self, networks: Collection[nn.Module], config: TrainingConfig, share: float
+    ) -> None:
+        matrices, vectors = matrices_and_vectors(networks)
+        self._weights = matrices + vectors
         self._exact = [p.detach().float().clone() for p in self._weights]
         self._mean = [p.clone() for p in self._exact]
-        self._ema = ema
-        self._optimizer = torch.optim.AdamW(
-            self._exact, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01
+        self._ema = config.ema
+        self._optimizer = MatrixOptimizer(
+            self._exact[: len(matrices)],
+            self._exact[len(matrices) :],
+            share * config.matrix_rate,
+            share * config.vector_rate,
         )
 
-    def step(self, rate: float, done: int) -> None:
-        """Take a step by the gradients at hand; `done` is the number of steps before."""
+    def keep(self, done: int) -> float:
+        """Share of the running mean that a step keeps after `done` others: a young mean follows
+        faster, or it would remember the random start."""
+        return min(self._ema, (1 + done) / (10 + done))
+
+    @torch.no_grad()
+    def step(self, share: torch.Tensor, keep: torch.Tensor) -> None:
+        """Take a step by the gradients at hand, at a share of the rates, and forget them."""
         for weight, exact in zip(self._weights, self._exact, strict=True):
             exact.grad = None if weight.grad is None else weight.grad.float()
             weight.grad = None
         nn.utils.clip_grad_norm_(self._exact, 1.0)
-        self._optimizer.param_groups[0]["lr"] = rate
-        self._optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(self._weights, self._exact)
-            # A young mean follows faster, or it would remember the random start.
-            keep = min(self._ema, (1 + done) / (10 + done))
-            torch._foreach_lerp_(self._mean, self._exact, 1 - keep)
+        self._optimizer.step(share)
+        torch._foreach_copy_(self._weights, self._exact)
+        ahead = torch._foreach_sub(self._exact, self._mean)
+        torch._foreach_mul_(ahead, 1 - keep)
+        torch._foreach_add_(self._mean, ahead)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -137,7 +142,7 @@ class Trained:
         return {
             "exact": self._exact,
             "mean": self._mean,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._optimizer.state(),
         }
 
     @torch.no_grad()
@@ -146,7 +151,7 @@ class Trained:
         torch._foreach_copy_(self._exact, state["exact"])
         torch._foreach_copy_(self._mean, state["mean"])
         torch._foreach_copy_(self._weights, self._exact)
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load(state["optimizer"])
 
 
 class Interrupted(Exception):
@@ -156,14 +161,18 @@ class Interrupted(Exception):
 def _train(
     stage: str,
     steps: int,
-    rate: float,
     trained: Trained,
-    loss: Callable[[int], torch.Tensor],
+    inputs: Callable[[int], Tensors],
+    loss: Callable[[Tensors], torch.Tensor],
     config: TrainingConfig,
+    device: torch.device,
     checkpoint: Path,
     deadline: float,
 ) -> float:
     """Run a stage to its end, from its checkpoint if there is one.
+
+    Args:
+        inputs: of the number of a step, what `loss` takes.
 
     Returns:
         The last mean loss.
@@ -177,12 +186,24 @@ def _train(
         trained.load(saved["trained"])
         done = saved["done"]
     progress = Progress(stage, steps, done)
-    for step in range(done, steps):
-        left = (steps - step) / max(1, config.decay_share * steps)
-        value = loss(step)
+
+    def take(inputs: Tensors) -> Tensors:
+        value = loss(inputs)
         value.backward()
-        trained.step(rate * min(1.0, left, (step + 1) / config.warm_up), step)
-        mean = progress.step({"loss": value}).get("loss", math.nan)
+        trained.step(inputs["share"], inputs["keep"])
+        return {"loss": value.detach()}
+
+    def make(step: int) -> Tensors:
+        left = (steps - step) / max(1, config.decay_share * steps)
+        share = min(1.0, left, (step + 1) / config.warm_up)
+        return inputs(step) | {
+            "share": torch.tensor(share, device=device),
+            "keep": torch.tensor(trained.keep(step), device=device),
+        }
+
+    recorded = Recorded(take, device)
+    for step, made in enumerate(made_ahead(make, range(done, steps), device), start=done):
+        mean = progress.step(recorded(made)).get("loss", math.nan)
         if time.monotonic() > deadline and step + 1 < steps:
             torch.save({"done": step + 1, "trained": trained.state()}, checkpoint)
             raise Interrupted(f"{stage}: {step + 1} of {steps} steps")
@@ -190,10 +211,9 @@ def _train(
     return mean
 
 
-def _noisy(
-    batch: Batch, step: int, config: TrainingConfig
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Noisy latents, their noise levels, the true velocity, and the history as it is shown."""
+def _noisy(batch: Batch, step: int, config: TrainingConfig) -> Tensors:
+    """Inputs of a step: "noisy" latents, their noise levels "sigma", the true "velocity", and the
+    history as it is shown."""
     target = batch.target.float()
     device = target.device
     generator = torch.Generator(device).manual_seed(config.seed * 10_000_019 + step)
@@ -220,7 +240,13 @@ def _noisy(
         "clean_latents_2x": worn(batch.context["clean_latents_2x"]),
         "clean_latents_4x": worn(batch.context["clean_latents_4x"]),
     }
-    return torch.lerp(target, noise, level), sigma, noise - target, context
+    return {
+        "noisy": torch.lerp(target, noise, level),
+        "sigma": sigma,
+        "velocity": noise - target,
+        "thumbnails": batch.thumbnails,
+        **context,
+    }
 
 
 def train_flow(
@@ -241,30 +267,32 @@ def train_flow(
         Interrupted: see `_train`.
     """
     names = ("transformer", "text_encoder", "text_encoder_2", "image_encoder")
-    networks = {name: components[name] for name in names}
-    for network in networks.values():
-        _ready(network, device)
+    networks = [_ready(components[name], device) for name in names]
     transformer = components["transformer"]
     text = Text(components, device)
     nothing = clips.no_caption()
 
-    def loss(step: int) -> torch.Tensor:
+    def inputs(step: int) -> Tensors:
         batch = clips.batch(step)
-        noisy, sigma, target, context = _noisy(batch, step, config)
         dropped = random.Random(step).random() < config.drop_caption
-        words, pooled = text.encode(*(nothing if dropped else (batch.llama, batch.clip)))
-        image = _look(components["image_encoder"], batch)
-        one = torch.ones_like(sigma)
-        guess = velocity(transformer, noisy, sigma, words, pooled, image, one, context)
-        return (guess - target).square().mean()
+        llama, clip = nothing if dropped else (batch.llama, batch.clip)
+        return _noisy(batch, step, config) | {"llama": llama, "clip": clip}
+
+    def loss(inputs: Tensors) -> torch.Tensor:
+        words, pooled = text.encode(inputs["llama"], inputs["clip"])
+        image = _look(components["image_encoder"], inputs["thumbnails"])
+        one = torch.ones_like(inputs["sigma"])
+        guess = velocity(transformer, inputs, words, pooled, image, one)
+        return (guess - inputs["velocity"]).square().mean()
 
     return _train(
         "Flow matching",
         config.flow_steps,
-        config.rate,
-        Trained(networks, config.ema),
+        Trained(networks, config, 1.0),
+        inputs,
         loss,
         config,
+        device,
         checkpoint,
         deadline,
     )
@@ -298,20 +326,27 @@ def distil_guidance(
     nothing = clips.no_caption()
     low, high = map(math.log, config.scale_range)
 
-    def loss(step: int) -> torch.Tensor:
+    def inputs(step: int) -> Tensors:
         batch = clips.batch(step + config.flow_steps)
-        noisy, sigma, _, context = _noisy(batch, step + config.flow_steps, config)
         generator = torch.Generator(device).manual_seed(step)
-        uniform = torch.rand(len(sigma), generator=generator, device=device)
-        scale = (low + (high - low) * uniform).exp()
+        uniform = torch.rand(config.batch, generator=generator, device=device)
+        return _noisy(batch, step + config.flow_steps, config) | {
+            "llama": batch.llama,
+            "clip": batch.clip,
+            "scale": (low + (high - low) * uniform).exp(),
+        }
+
+    def loss(inputs: Tensors) -> torch.Tensor:
+        scale = inputs["scale"]
         with torch.no_grad():
-            image = _look(components["image_encoder"], batch)
+            image = _look(components["image_encoder"], inputs["thumbnails"])
+            conditions = text.encode(inputs["llama"], inputs["clip"])
+            blank = text.encode(*nothing)
             one = torch.ones_like(scale)
-            conditions = text.encode(batch.llama, batch.clip)
-            given = velocity(teacher, noisy, sigma, *conditions, image, one, context)
-            blank = velocity(teacher, noisy, sigma, *text.encode(*nothing), image, one, context)
-            target = torch.lerp(blank, given, scale.view(-1, 1, 1, 1, 1))
-        guess = velocity(student, noisy, sigma, *conditions, image, scale, context)
+            with_caption = velocity(teacher, inputs, *conditions, image, one)
+            without = velocity(teacher, inputs, *blank, image, one)
+            target = torch.lerp(without, with_caption, scale.view(-1, 1, 1, 1, 1))
+        guess = velocity(student, inputs, *conditions, image, scale)
         # What guidance adds grows with the scale; low scales are to be as right as high ones.
         error = (guess - target).square().mean(dim=(1, 2, 3, 4))
         return (error / scale).mean()
@@ -319,10 +354,11 @@ def distil_guidance(
     return _train(
         "Guidance distillation",
         config.distil_steps,
-        config.distil_rate,
-        Trained({"transformer": student}, config.ema),
+        Trained([student], config, config.distil_share),
+        inputs,
         loss,
         config,
+        device,
         checkpoint,
         deadline,
     )
@@ -330,14 +366,11 @@ def distil_guidance(
 
 def _ready(network: nn.Module, device: torch.device) -> nn.Module:
     network.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    network.train()
-    if isinstance(network, HunyuanVideoTransformer3DModelPacked) and device.type == "cuda":
-        compile_blocks(network)
-    return network
+    return network.train()
 
 
-def _look(encoder: nn.Module, batch: Batch) -> torch.Tensor:
-    return encoder(pixel_values=batch.thumbnails.to(encoder.dtype)).last_hidden_state
+def _look(encoder: nn.Module, thumbnails: torch.Tensor) -> torch.Tensor:
+    return encoder(pixel_values=thumbnails.to(encoder.dtype)).last_hidden_state
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ class ModelConfig:
     """Sizes of the networks."""
 
     vae_channels: tuple[int, ...] = (24, 32, 64, 64)
-    vae_norm_groups: int = 2
+    vae_norm_groups: int = 4
     heads: int = 3
     head_dim: int = 64
     rope_axes_dim: tuple[int, int, int] = (16, 24, 24)

@@ -10,7 +10,9 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 
 from training.tiny_world.config import TrainingConfig
+from training.tiny_world.optimizer import MatrixOptimizer, matrices_and_vectors
 from training.tiny_world.progress import Progress
+from training.tiny_world.recorded import Recorded, Tensors, made_ahead
 from training.tiny_world.world import SIZES, Scene, render, sample_scene, truth
 
 logger = logging.getLogger(__name__)
@@ -27,37 +29,6 @@ def preserve_variance(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(layer.bias)
 
 
-class MatrixOptimizer:
-    """Muon for what is a matrix, a convolution's kernel as one of [out, the rest]; Adam for the
-    rest."""
-
-    def __init__(self, model: nn.Module, matrix_rate: float, vector_rate: float) -> None:
-        self._matrices = [p for p in model.parameters() if p.ndim >= 2]
-        # Muon takes matrices only; these share the kernels' memory.
-        self._views = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self._matrices]
-        vectors = [p for p in model.parameters() if p.ndim < 2]
-        self._optimizers = (
-            torch.optim.Muon(
-                self._views,
-                lr=matrix_rate,
-                weight_decay=0.0,
-            ),
-            torch.optim.Adam(vectors, lr=vector_rate, betas=(0.9, 0.99)),
-        )
-        self._rates = (matrix_rate, vector_rate)
-
-    def step(self, share_of_rate: float) -> None:
-        """Take a step by the gradients at hand and forget them."""
-        for view, parameter in zip(self._views, self._matrices, strict=True):
-            view.grad = parameter.grad.view_as(view)
-            parameter.grad = None
-        for optimizer, rate in zip(self._optimizers, self._rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share_of_rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-
 def train_vae(
     vae: AutoencoderKLHunyuanVideo, config: TrainingConfig, device: torch.device
 ) -> dict[str, float]:
@@ -67,21 +38,43 @@ def train_vae(
         The last losses by name.
     """
     generator = torch.Generator("cpu").manual_seed(config.seed)
-    vae.to(device)
-    preserve_variance(vae.cpu(), generator)
+    preserve_variance(vae, generator)
     vae.to(device).train()
-    optimizer = MatrixOptimizer(vae, config.vae_matrix_rate, config.vae_vector_rate)
+    optimizer = MatrixOptimizer(
+        *matrices_and_vectors([vae]), config.vae_matrix_rate, config.vae_vector_rate
+    )
     steps = config.image_steps + config.vae_steps
     progress = Progress("VAE", steps)
-    losses: dict[str, float] = {}
-    batches = _batches(config, generator)
-    for step in range(steps):
-        pixels, subject = _draw(*next(batches), device)
+
+    def take(inputs: Tensors, first: int) -> Tensors:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts = _losses(vae, pixels, subject, config, generator)
+            parts = _losses(vae, inputs, first, config)
         sum(parts.values()).backward()
-        optimizer.step(_rate_share(step, steps))
-        losses = progress.step(parts)
+        optimizer.step(inputs["share"])
+        return {name: part.detach() for name, part in parts.items()}
+
+    noise = torch.Generator(device).manual_seed(config.seed)
+    batches = _batches(config, generator)
+
+    def make(step: int) -> tuple[Tensors, int]:
+        scenes, frames, first_frames, first = next(batches)
+        inputs = _draw(scenes, frames, first_frames, device)
+        height, width = scenes[0].size
+        shape = (
+            len(scenes),
+            vae.config.latent_channels,
+            (frames + 3) // 4,
+            height // 8,
+            width // 8,
+        )
+        inputs["noise"] = torch.randn(shape, generator=noise, device=device)
+        inputs["share"] = torch.tensor(_rate_share(step, steps), device=device)
+        return inputs, first
+
+    recorded = Recorded(take, device)
+    losses: dict[str, float] = {}
+    for inputs, first in made_ahead(make, range(steps), device):
+        losses = progress.step(recorded(inputs, first=first))
     vae.eval()
     return losses
 
@@ -93,8 +86,9 @@ def _rate_share(step: int, steps: int) -> float:
 
 def _batches(
     config: TrainingConfig, generator: torch.Generator
-) -> Iterator[tuple[list[Scene], int, torch.Tensor]]:
-    """Scenes with a number of frames and each clip's first frame."""
+) -> Iterator[tuple[list[Scene], int, torch.Tensor, int]]:
+    """Scenes with a number of frames, each clip's first frame, and the first latent frame to
+    decode."""
     seed = config.seed * 1_000_003 + 500_000_000
     step = 0
     while True:
@@ -103,50 +97,40 @@ def _batches(
         count = max(config.vae_frames // frames, 1)
         size = SIZES[0] if step % 3 else SIZES[1 + step // 3 % 2]
         scenes = [sample_scene(seed + i, size=size, still_share=0.1) for i in range(count)]
-        first = torch.randint(0, _LONGEST - frames, (count,), generator=generator)
-        yield scenes, frames, first
+        first_frames = torch.randint(0, _LONGEST - frames, (count,), generator=generator)
+        # Sections are decoded from the middle of a video too: then the first latent frame gives
+        # only the last of its four frames.
+        middle = (frames + 3) // 8 if torch.rand((), generator=generator) < 0.4 else 0
+        yield scenes, frames, first_frames, middle
         seed += count
         step += 1
 
 
-def _draw(
-    scenes: list[Scene], frames: int, first: torch.Tensor, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips in [-1, 1] and where their subjects are."""
+def _draw(scenes: list[Scene], frames: int, first: torch.Tensor, device: torch.device) -> Tensors:
+    """Clips in [-1, 1] as "pixels", and where their subjects are as "subject"."""
     whole = truth(scenes, _LONGEST)
     chosen = whole[torch.arange(len(scenes))[:, None], first[:, None] + torch.arange(frames)]
+    chosen = chosen.to(device)
     pixels = render(scenes, chosen, device).float() / 127.5 - 1
     height, width = scenes[0].size
     short = min(height, width)
-    chosen = chosen.to(device)
     x = (torch.arange(width, device=device) + 0.5 - width / 2) / short
     y = (torch.arange(height, device=device) + 0.5 - height / 2) / short
     far_x = (x + (chosen.pan - chosen.x)[..., None]).abs()
     far_y = (y - chosen.y[..., None]).abs()
     reach = 1.2 * chosen.radius[..., None]
     subject = (far_y < reach)[..., :, None] & (far_x < reach)[..., None, :]
-    return pixels, subject[:, None].float()
+    return {"pixels": pixels, "subject": subject[:, None].float()}
 
 
 def _losses(
-    vae: AutoencoderKLHunyuanVideo,
-    pixels: torch.Tensor,
-    subject: torch.Tensor,
-    config: TrainingConfig,
-    generator: torch.Generator,
-) -> dict[str, torch.Tensor]:
-    posterior = vae.encode(pixels).latent_dist
-    latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
-    # Sections are decoded from the middle of a video too: then the first latent frame gives only
-    # the last of its four frames.
-    frames = latents.shape[2]
-    first = int(torch.randint(0, frames, (), generator=generator)) if frames > 1 else 0
-    if first == frames - 1 or torch.rand((), generator=generator) < 0.5:
-        first = 0
+    vae: AutoencoderKLHunyuanVideo, inputs: Tensors, first: int, config: TrainingConfig
+) -> Tensors:
+    posterior = vae.encode(inputs["pixels"]).latent_dist
+    latents = posterior.mean + posterior.std * inputs["noise"]
     decoded = vae.decode(latents[:, :, first:], return_dict=False)[0].float()
-    pixels, subject = pixels[:, :, 4 * first :], subject[:, :, 4 * first :]
-    error = decoded - pixels
-    weight = 1 + (config.subject_weight - 1) * subject
+    error = decoded - inputs["pixels"][:, :, 4 * first :]
+    weight = 1 + (config.subject_weight - 1) * inputs["subject"][:, :, 4 * first :]
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     return {
         "pixels": (weight * (error.abs() + error.square())).mean(),
