@@ -16,10 +16,14 @@ class TrainingConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
 
     image_steps: int = 400
-    """Of the VAE, on single images, before its clips."""
-    vae_steps: int = 3000
+    """Of the VAE, on single images."""
+    crop_steps: int = 5000
+    """After that, on clips of a square around the subject, where things move."""
+    crop_side: int = 64
+    vae_steps: int = 1500
+    """After that, on clips of whole frames."""
     vae_frames: int = 68
-    """Frames in a batch, cut into clips of `vae_lengths`."""
+    """Whole frames that a batch is as large as."""
     vae_lengths: tuple[int, ...] = (17, 17, 17, 33)
     vae_matrix_rate: float = 5e-3
     vae_vector_rate: float = 1e-3
@@ -64,6 +68,7 @@ class TrainingConfig:
 MINIATURE_TRAINING = TrainingConfig(
     model=MINIATURE,
     image_steps=2,
+    crop_steps=1,
     vae_steps=2,
     vae_frames=10,
     vae_lengths=(5,),

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterator
+import random
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,10 @@ from training.tiny_world.world import SIZES, Scene, render, sample_scene, truth
 
 logger = logging.getLogger(__name__)
 
-_LONGEST = 110
+_LAST_BEGIN = 48
+"""Frame of a scene that a clip may begin with, at most."""
+_VAE_SEED = 500_000_000
+"""Far from those of the transformer's clips."""
 
 
 def preserve_variance(module: nn.Module, generator: torch.Generator) -> None:
@@ -43,7 +47,7 @@ def train_vae(
     optimizer = MatrixOptimizer(
         *matrices_and_vectors([vae]), config.vae_matrix_rate, config.vae_vector_rate
     )
-    steps = config.image_steps + config.vae_steps
+    steps = config.image_steps + config.crop_steps + config.vae_steps
     progress = Progress("VAE", steps)
 
     def take(inputs: Tensors, first: int) -> Tensors:
@@ -54,22 +58,15 @@ def train_vae(
         return {name: part.detach() for name, part in parts.items()}
 
     noise = torch.Generator(device).manual_seed(config.seed)
-    batches = _batches(config, generator)
 
     def make(step: int) -> tuple[Tensors, int]:
-        scenes, frames, first_frames, first = next(batches)
-        inputs = _draw(scenes, frames, first_frames, device)
-        height, width = scenes[0].size
-        shape = (
-            len(scenes),
-            vae.config.latent_channels,
-            (frames + 3) // 4,
-            height // 8,
-            width // 8,
-        )
+        plan = _plan(step, config)
+        inputs = _draw(plan, device)
+        height, width = (side // 8 for side in inputs["pixels"].shape[-2:])
+        shape = (len(plan.scenes), vae.config.latent_channels, plan.frames // 4 + 1, height, width)
         inputs["noise"] = torch.randn(shape, generator=noise, device=device)
         inputs["share"] = torch.tensor(_rate_share(step, steps), device=device)
-        return inputs, first
+        return inputs, plan.decoded_from
 
     recorded = Recorded(take, device)
     losses: dict[str, float] = {}
@@ -84,43 +81,77 @@ def _rate_share(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def _batches(
-    config: TrainingConfig, generator: torch.Generator
-) -> Iterator[tuple[list[Scene], int, torch.Tensor, int]]:
-    """Scenes with a number of frames, each clip's first frame, and the first latent frame to
-    decode."""
-    seed = config.seed * 1_000_003 + 500_000_000
-    step = 0
-    while True:
-        lengths = (1,) if step < config.image_steps else config.vae_lengths
-        frames = lengths[step % len(lengths)]
-        count = max(config.vae_frames // frames, 1)
-        size = SIZES[0] if step % 3 else SIZES[1 + step // 3 % 2]
-        scenes = [sample_scene(seed + i, size=size, still_share=0.1) for i in range(count)]
-        first_frames = torch.randint(0, _LONGEST - frames, (count,), generator=generator)
+@dataclass(frozen=True)
+class _Plan:
+    """What a batch shows."""
+
+    scenes: list[Scene]
+    first: list[int]
+    """Frame of each scene that its clip begins with."""
+    frames: int
+    crop: int | None
+    """Pixels a side, around the subject."""
+    decoded_from: int
+    """The first latent frame to decode."""
+
+
+def _plan(step: int, config: TrainingConfig) -> _Plan:
+    rng = random.Random(f"{config.seed} vae {step}")
+    clips_from = config.image_steps
+    frames = 1 if step < clips_from else rng.choice(config.vae_lengths)
+    crop = config.crop_side if clips_from <= step < clips_from + config.crop_steps else None
+    size = SIZES[0] if crop else rng.choices(SIZES, (3, 1, 1))[0]
+    share = 1 if crop is None else crop**2 / (size[0] * size[1])
+    count = max(int(config.vae_frames / share) // frames, 1)
+    return _Plan(
+        scenes=[
+            sample_scene(_VAE_SEED + rng.randrange(_VAE_SEED), size=size, still_share=0.1)
+            for _ in range(count)
+        ],
+        # Later, most scenes rest.
+        first=[rng.randrange(_LAST_BEGIN) for _ in range(count)],
+        frames=frames,
+        crop=crop,
         # Sections are decoded from the middle of a video too: then the first latent frame gives
         # only the last of its four frames.
-        middle = (frames + 3) // 8 if torch.rand((), generator=generator) < 0.4 else 0
-        yield scenes, frames, first_frames, middle
-        seed += count
-        step += 1
+        decoded_from=(frames // 4 + 1) // 2 if frames > 1 and rng.random() < 0.4 else 0,
+    )
 
 
-def _draw(scenes: list[Scene], frames: int, first: torch.Tensor, device: torch.device) -> Tensors:
+def _draw(plan: _Plan, device: torch.device) -> Tensors:
     """Clips in [-1, 1] as "pixels", and where their subjects are as "subject"."""
-    whole = truth(scenes, _LONGEST)
-    chosen = whole[torch.arange(len(scenes))[:, None], first[:, None] + torch.arange(frames)]
-    chosen = chosen.to(device)
-    pixels = render(scenes, chosen, device).float() / 127.5 - 1
+    scenes, frames = plan.scenes, plan.frames
+    first = torch.tensor(plan.first)[:, None]
+    whole = truth(scenes, _LAST_BEGIN + frames)
+    chosen = whole[torch.arange(len(scenes))[:, None], first + torch.arange(frames)]
     height, width = scenes[0].size
     short = min(height, width)
-    x = (torch.arange(width, device=device) + 0.5 - width / 2) / short
-    y = (torch.arange(height, device=device) + 0.5 - height / 2) / short
-    far_x = (x + (chosen.pan - chosen.x)[..., None]).abs()
-    far_y = (y - chosen.y[..., None]).abs()
+    at_x, at_y = chosen.x - chosen.pan, chosen.y
+    pixels = render(scenes, chosen, device).float() / 127.5 - 1
+    x = (torch.arange(width) + 0.5 - width / 2) / short
+    y = (torch.arange(height) + 0.5 - height / 2) / short
     reach = 1.2 * chosen.radius[..., None]
-    subject = (far_y < reach)[..., :, None] & (far_x < reach)[..., None, :]
-    return {"pixels": pixels, "subject": subject[:, None].float()}
+    across = ((x - at_x[..., None]).abs() < reach).to(device)[..., None, :]
+    down = ((y - at_y[..., None]).abs() < reach).to(device)[..., :, None]
+    clips = {"pixels": pixels, "subject": (across & down)[:, None].float()}
+    if plan.crop is None:
+        return clips
+    middle = frames // 2
+    left = _crop_from(at_x[:, middle] * short + width / 2, plan.crop, width)
+    top = _crop_from(at_y[:, middle] * short + height / 2, plan.crop, height)
+    return {
+        name: torch.stack(
+            [
+                clip[..., y : y + plan.crop, x : x + plan.crop]
+                for clip, x, y in zip(of_all, left, top, strict=True)
+            ]
+        )
+        for name, of_all in clips.items()
+    }
+
+
+def _crop_from(centre: torch.Tensor, crop: int, side: int) -> list[int]:
+    return (centre - crop / 2).round().clamp(0, side - crop).int().tolist()
 
 
 def _losses(
