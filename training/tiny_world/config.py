@@ -77,5 +77,6 @@ MINIATURE_TRAINING = TrainingConfig(
     distil_steps=3,
     batch=2,
     warm_up=1,
+    window=2,
 )
 """Goes through every stage in seconds and learns nothing."""

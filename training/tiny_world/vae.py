@@ -14,7 +14,7 @@ from training.tiny_world.config import TrainingConfig
 from training.tiny_world.optimizer import MatrixOptimizer, matrices_and_vectors
 from training.tiny_world.progress import Progress
 from training.tiny_world.recorded import Recorded, Tensors, made_ahead
-from training.tiny_world.world import SIZES, Scene, render, sample_scene, truth
+from training.tiny_world.world import SIZES, Scene, render, sample_scene, subject_box, truth
 
 logger = logging.getLogger(__name__)
 
@@ -124,21 +124,16 @@ def _draw(plan: _Plan, device: torch.device) -> Tensors:
     first = torch.tensor(plan.first)[:, None]
     whole = truth(scenes, _LAST_BEGIN + frames)
     chosen = whole[torch.arange(len(scenes))[:, None], first + torch.arange(frames)]
-    height, width = scenes[0].size
-    short = min(height, width)
-    at_x, at_y = chosen.x - chosen.pan, chosen.y
     pixels = render(scenes, chosen, device).float() / 127.5 - 1
-    x = (torch.arange(width) + 0.5 - width / 2) / short
-    y = (torch.arange(height) + 0.5 - height / 2) / short
-    reach = 1.2 * chosen.radius[..., None]
-    across = ((x - at_x[..., None]).abs() < reach).to(device)[..., None, :]
-    down = ((y - at_y[..., None]).abs() < reach).to(device)[..., :, None]
-    clips = {"pixels": pixels, "subject": (across & down)[:, None].float()}
+    subject = subject_box(scenes, chosen).to(device)
+    clips = {"pixels": pixels, "subject": subject[:, None].float()}
     if plan.crop is None:
         return clips
-    middle = frames // 2
-    left = _crop_from(at_x[:, middle] * short + width / 2, plan.crop, width)
-    top = _crop_from(at_y[:, middle] * short + height / 2, plan.crop, height)
+    height, width = scenes[0].size
+    short = min(height, width)
+    middle = chosen[:, frames // 2]
+    left = _crop_from((middle.x - middle.pan) * short + width / 2, plan.crop, width)
+    top = _crop_from(middle.y * short + height / 2, plan.crop, height)
     return {
         name: torch.stack(
             [

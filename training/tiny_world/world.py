@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -45,9 +46,9 @@ ACTIONS = (
     "night",
     "pan",
 )
-_SKIN = (240, 200, 170)
+SKIN = (240, 200, 170)
 _NIGHT_SCENERY = (0.24, 0.28, 0.46)
-_NIGHT_SUBJECT = (0.68, 0.7, 0.85)
+NIGHT_SUBJECT = (0.68, 0.7, 0.85)
 """What night leaves of daylight's red, green and blue."""
 
 
@@ -110,8 +111,8 @@ class Truth:
         """A copy on `device`."""
         return Truth(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def __getitem__(self, index: slice | torch.Tensor) -> "Truth":
-        """Some of the clips."""
+    def __getitem__(self, index: Any) -> "Truth":
+        """Some of the clips, or of their frames, as tensors are indexed."""
         return Truth(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
@@ -255,8 +256,7 @@ def render(
     height, width = scenes[0].size
     truth = truth.to(device)
     short = min(height, width)
-    x = (torch.arange(width, device=device) + 0.5 - width / 2) / short
-    y = (torch.arange(height, device=device) + 0.5 - height / 2) / short
+    x, y = axes(scenes[0], device)
     # Shape [clips, frames, height, width] from here on, and a last dimension for colours.
     world_x = x.view(1, 1, 1, -1) + _frame(truth.pan)
     y = y.view(1, 1, -1, 1)
@@ -267,7 +267,7 @@ def render(
     py = (y - _frame(truth.y)) / _frame(truth.radius)
     cos, sin = _frame(truth.rotation.cos()), _frame(truth.rotation.sin())
     px, py = px * cos + py * sin, py * cos - px * sin
-    daylight = 1 + night * (torch.tensor(_NIGHT_SUBJECT, device=device) - 1)
+    daylight = 1 + night * (torch.tensor(NIGHT_SUBJECT, device=device) - 1)
     pixels = _frame(truth.radius) * short
     for shape in SHAPES:
         of_shape = torch.tensor([i for i, s in enumerate(scenes) if s.shape == shape])
@@ -278,6 +278,32 @@ def render(
                 cover = (0.5 - distance * pixels[i]).clamp(0, 1) * _frame(truth.opacity[i])
                 picture[i] = torch.lerp(picture[i], colour * daylight[i], cover[..., None])
     return picture.mul_(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 4, 1, 2, 3)
+
+
+def subject_box(scenes: Sequence[Scene], values: Truth) -> torch.Tensor:
+    """Where the subjects are, with a little around them, by ground truth.
+
+    Args:
+        scenes: of one size.
+        values: what is where, of the same clips.
+
+    Returns:
+        bool on the device of `values`, shape [clips, frames, height, width].
+    """
+    x, y = axes(scenes[0], values.x.device)
+    reach = 1.2 * values.radius[..., None]
+    across = (x + (values.pan - values.x)[..., None]).abs() < reach
+    down = (y - values.y[..., None]).abs() < reach
+    return down[..., :, None] & across[..., None, :]
+
+
+def axes(scene: Scene, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """x of the columns of pixels and y of the rows of a frame."""
+    height, width = scene.size
+    short = min(scene.size)
+    x = (torch.arange(width, device=device) + 0.5 - width / 2) / short
+    y = (torch.arange(height, device=device) + 0.5 - height / 2) / short
+    return x, y
 
 
 def _frame(value: torch.Tensor) -> torch.Tensor:
@@ -325,7 +351,7 @@ def _parts(
     clothes = body
     for limb in (left_leg, right_leg, left_arm, right_arm):
         clothes = torch.minimum(clothes, limb)
-    skin = torch.tensor(_SKIN, device=x.device) / 255
+    skin = torch.tensor(SKIN, device=x.device) / 255
     return [(clothes, colour), (torch.hypot(x, y + 0.76) - 0.24, skin)]
 
 

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_helper.hunyuan import encode_prompt_conds
+from training.tiny_world.config import MINIATURE_TRAINING
+from training.tiny_world.data import Clips, Text
+
+CPU = torch.device("cpu")
+WINDOW = MINIATURE_TRAINING.window
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["The green star spins", ""])
+def test_text_is_encoded_as_at_use(untrained: dict, prompt: str):
+    text = Text(untrained, CPU)
+    ((llama, clip),) = text.tokens([prompt])
+    hidden, pooled = text.encode(torch.tensor([llama]), torch.tensor([clip]))
+    names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    expected, expected_pooled = encode_prompt_conds(prompt, *(untrained[n] for n in names))
+    torch.testing.assert_close(hidden, expected)
+    torch.testing.assert_close(pooled, expected_pooled)
+
+
+def test_batches_are_whole_sections_with_their_past(clips: Clips):
+    kinds = set()
+    for step in range(12):
+        batch = clips.batch(step)
+        again = clips.batch(step)
+        assert torch.equal(batch.target, again.target)
+        assert batch.target.shape[2] == WINDOW
+        assert batch.llama.shape[0] == batch.clip.shape[0] == MINIATURE_TRAINING.batch
+        assert batch.context["clean_latents"].shape[2] == 2
+        kinds.add(tuple(batch.context["latent_indices"][0].tolist()))
+    # Both orders of sections: one counts from the start image, the other from what comes after.
+    assert len(kinds) > 1
+    for group in clips._groups:
+        assert group.latents.shape[2] == 1 + group.sections * WINDOW
+
+
+def test_targets_lie_behind_their_start_image(clips: Clips):
+    """Of a batch in FramePack-F1's order: image, and the frame before the section, are the clip's
+    own."""
+    checked = 0
+    for step in range(12):
+        batch = clips.batch(step)
+        start, last = batch.context["clean_latents"][0].unbind(dim=1)
+        for group in clips._groups:
+            for latents in group.latents:
+                if latents.shape[-2:] == start.shape[-2:] and torch.equal(latents[:, 0], start):
+                    place = [
+                        i
+                        for i in range(1, latents.shape[1] - WINDOW + 1)
+                        if torch.equal(latents[:, i : i + WINDOW], batch.target[0])
+                    ]
+                    assert place
+                    assert (place[0] - 1) % WINDOW == 0
+                    if torch.equal(latents[:, place[0] - 1], last):
+                        checked += 1
+    assert checked
+
+
+def test_clips_are_kept(clips: Clips, untrained: dict, tmp_path: Path):
+    file = tmp_path / "clips.pt"
+    torch.save(clips._groups, file)
+    again = Clips(untrained, MINIATURE_TRAINING, CPU, file)
+    assert torch.equal(again.batch(5).target, clips.batch(5).target)

@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.model import MINIATURE, build
+from training.tiny_world.vae import (
+    _draw,
+    _plan,
+    fit_latent_rgb,
+    normalise_latents,
+    preserve_variance,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def vae() -> nn.Module:
+    return build(MINIATURE, seed=3)["vae"]
+
+
+def test_layers_start_at_a_gain_of_one():
+    layer = nn.Conv3d(64, 400, 3)
+    preserve_variance(layer, torch.Generator().manual_seed(0))
+    out = layer(torch.randn(1, 64, 8, 8, 8))
+    assert out.std().item() == pytest.approx(1, abs=0.05)
+    assert not layer.bias.any()
+
+
+@torch.no_grad()
+def test_normalised_latents_have_unit_variance_and_decode_alike(vae: nn.Module):
+    clips = torch.rand(4, 3, 5, 32, 32) * 2 - 1
+    before = vae.encode(clips).latent_dist
+    decoded = vae.decode(before.mean).sample
+    dims = (0, 2, 3, 4)
+    normalise_latents(vae, before.mean.mean(dims), before.mean.std(dims))
+
+    after = vae.encode(clips).latent_dist
+    scaled = after.mean * vae.config.scaling_factor
+    torch.testing.assert_close(scaled.mean(dims), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(dims), torch.ones(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(vae.decode(after.mean).sample, decoded, atol=1e-4, rtol=1e-3)
+    # The noise of the posterior is scaled with the latents.
+    gain = scaled.std(dims) / before.mean.std(dims) / vae.config.scaling_factor
+    torch.testing.assert_close(
+        after.std, before.std * gain.view(1, -1, 1, 1, 1), atol=1e-5, rtol=1e-3
+    )
+
+
+def test_preview_colours_are_the_least_squares_fit():
+    latents = torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    truth = torch.linspace(-0.3, 0.4, 17 * 3).view(17, 3)
+    pixels = torch.einsum("bcfhw,co->bofhw", latents, truth[:16]) + truth[16].view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(fit_latent_rgb(latents, pixels), truth, atol=1e-5, rtol=1e-4)
+
+
+CONFIG = TrainingConfig(
+    image_steps=1, crop_steps=1, vae_steps=1, vae_frames=20, vae_lengths=(5,), crop_side=64
+)
+
+
+@pytest.mark.parametrize(("step", "clips", "frames", "side"), [(0, 20, 1, None), (1, 16, 5, 64)])
+def test_batches_go_from_images_to_squares(step: int, clips: int, frames: int, side: int | None):
+    plan = _plan(step, CONFIG)
+    assert plan == _plan(step, CONFIG)
+    assert plan != _plan(step, replace(CONFIG, seed=1))
+    drawn = _draw(plan, CPU)
+    height, width = (side, side) if side else plan.scenes[0].size
+    assert drawn["pixels"].shape == (clips, 3, frames, height, width)
+    assert drawn["subject"].shape == (clips, 1, frames, height, width)
+    assert drawn["pixels"].amin() >= -1
+    assert drawn["pixels"].amax() <= 1
+
+
+def test_squares_are_around_the_subject():
+    in_square = _draw(_plan(1, CONFIG), CPU)["subject"].mean(dim=(1, 2, 3, 4))
+    in_frame = _draw(replace(_plan(1, CONFIG), crop=None), CPU)["subject"].mean(dim=(1, 2, 3, 4))
+    # Four times the share, but for those that reach out of the square or the frame.
+    assert (in_square[in_frame > 0] > 2.5 * in_frame[in_frame > 0]).float().mean() > 0.9
