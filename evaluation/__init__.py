@@ -1,0 +1,1 @@
+"""What Step-Adaptive CFG does to videos, against controls: `python -m evaluation --help`."""

@@ -1,0 +1,99 @@
+"""The small world: many clips at once, and the truth about each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from diffusers_helper.models import Models
+from diffusers_helper.sections import SectionOrder
+from diffusers_helper.settings import GenerationSettings
+from evaluation.clips import Clip
+from evaluation.rows import TRUTH
+from training.tiny_world.captions import caption
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.measure import measure
+from training.tiny_world.sample import sample_clips
+from training.tiny_world.world import render, sample_scene, truth
+
+CASES = {
+    "disappearance": ("fade", "leave"),
+    "large motion": ("left", "right", "up", "down", "jump"),
+    "scene change": ("night",),
+}
+"""The specification's test cases."""
+_SIZE = (128, 128)
+
+
+def world_clips(actions: Sequence[str] | None, seeds: int) -> list[Clip]:
+    """Clips of scenes that are in no training, in which the captioned action could happen.
+
+    Args:
+        actions: of ACTIONS; None takes those of CASES.
+        seeds: clips of each action; the clips of a seed share their scene as far as possible.
+    """
+    cases = {action: case for case, its_actions in CASES.items() for action in its_actions}
+    clips = []
+    for seed in range(seeds):
+        for action in actions or cases:
+            scene = sample_scene(TrainingConfig.unseen_seed + seed, action, _SIZE)
+            clips.append(
+                Clip(
+                    id=f"{action}-{seed:03d}",
+                    case=cases.get(action, "other actions"),
+                    action=action,
+                    seed=seed,
+                    scene=str(scene.seed),
+                    prompt=caption(scene, seed),
+                    source=scene,
+                )
+            )
+    return clips
+
+
+class TinyWorld:
+    """A `Studio` of the small world."""
+
+    def __init__(self, models: Models, order: SectionOrder) -> None:
+        for component in vars(models).values():
+            if isinstance(component, torch.nn.Module):
+                component.to(models.device)  # they fit there together
+        self._models = models
+        self._order = order
+
+    def size(self, clip: Clip) -> tuple[int, int]:
+        return clip.source.size
+
+    def make(
+        self, clips: Sequence[Clip], settings: GenerationSettings, noise: int
+    ) -> torch.Tensor | None:
+        return sample_clips(
+            self._models,
+            [clip.source for clip in clips],
+            [clip.prompt for clip in clips],
+            order=self._order,
+            seconds=settings.total_second_length,
+            steps=settings.steps,
+            window=settings.latent_window_size,
+            cfg=settings.cfg,
+            gs=settings.gs,
+            adaptive_cfg_beta=settings.adaptive_cfg_beta,
+            seed=noise,
+        )
+
+    def subjects(self, clips: Sequence[Clip]) -> torch.Tensor | None:
+        scenes = [clip.source for clip in clips]
+        first = truth(scenes, 1)
+        without = replace(first, opacity=torch.zeros_like(first.opacity))
+        return (render(scenes, first) != render(scenes, without)).any(dim=1)[:, 0]
+
+    def truth(self, clips: Sequence[Clip], videos: torch.Tensor) -> list[dict[str, Any]]:
+        outcomes = measure([clip.source for clip in clips], videos)
+        return [{name: _number(getattr(outcome, name)) for name in TRUTH} for outcome in outcomes]
+
+
+def _number(value: float) -> float | None:
+    """`value`, or None for nan."""
+    return None if math.isnan(value) else float(value)
