@@ -34,7 +34,6 @@ from diffusers_helper.generation import Done, Progress, generate
 from diffusers_helper.models import Models, load_models
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 from diffusers_helper.models.loading import component_folders
-from diffusers_helper.models.tiny import build_tiny
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 
@@ -43,7 +42,7 @@ HEIGHT, WIDTH = 544, 704
 
 def write_random_weights(folder: Path) -> None:
     """All repositories of "f1", at the real sizes; tokenizers are the tiny model's."""
-    small = build_tiny()
+    small = load_models("tiny", "cpu")
     builders = {
         "text_encoder": lambda: LlamaModel(
             LlamaConfig(
@@ -62,7 +61,7 @@ def write_random_weights(folder: Path) -> None:
                 num_hidden_layers=12,
                 num_attention_heads=12,
                 vocab_size=49408,
-                eos_token_id=small["tokenizer_2"].eos_token_id,
+                eos_token_id=small.tokenizer_2.eos_token_id,
             )
         ),
         "image_encoder": lambda: SiglipVisionModel(
@@ -80,7 +79,7 @@ def write_random_weights(folder: Path) -> None:
             has_image_proj=True, has_clean_x_embedder=True
         ),
     }
-    small["feature_extractor"].size = {"height": 384, "width": 384}
+    small.feature_extractor.size = {"height": 384, "width": 384}
     torch.manual_seed(0)
     for attribute, place in component_folders("f1").items():
         if attribute in builders:
@@ -92,7 +91,7 @@ def write_random_weights(folder: Path) -> None:
             del component
             torch.cuda.empty_cache()
         else:
-            small[attribute].save_pretrained(folder / place)
+            getattr(small, attribute).save_pretrained(folder / place)
 
 
 def run(models: Models, output: Path, beta: float, filled_gb: float) -> list[str]:

@@ -11,7 +11,12 @@ from tqdm import tqdm
 
 from diffusers_helper.errors import SettingsError, UserError, explain
 from diffusers_helper.generation import Progress, generate, open_image
-from diffusers_helper.models import MODEL_NAMES, load_models
+from diffusers_helper.models import (
+    MODEL_NAMES,
+    choose_model,
+    load_models,
+    model_description,
+)
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 
@@ -35,17 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = GenerationSettings(
-        **{f.name: getattr(options, f.name) for f in fields(GenerationSettings)}
-    )
+    model = choose_model(options.model, real="f1")
+    names = [f.name for f in fields(GenerationSettings)]
+    given = {name: value for name, value in vars(options).items() if name in names}
+    settings = GenerationSettings(**model_description(model, options.weights).settings | given)
     image = open_image(options.image)
     if options.output.is_dir():
         raise UserError(f"--output must name a file, {options.output} is a folder.")
-    order = _ORDERS[options.demo or ("framepack" if options.model == "framepack" else "f1")]
+    order = _ORDERS[options.demo or ("framepack" if model == "framepack" else "f1")]
     frames = 0
     try:
         with tqdm(unit="step", disable=None) as bar:
-            models = load_models(options.model, weights=options.weights, report=bar.set_description)
+            models = load_models(model, weights=options.weights, report=bar.set_description)
             for event in generate(
                 models, image, settings, order, options.output, stop=threading.Event()
             ):
@@ -65,10 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m diffusers_helper",
         description="FramePack with Step-Adaptive CFG: an image and a prompt become a video.",
+        epilog="The tiny model has defaults of its own for some settings, see its framepack.json.",
     )
     parser.add_argument("--image", type=Path, required=True, help="to start from")
     parser.add_argument("--output", type=Path, required=True, help="the MP4 to write")
-    parser.add_argument("--model", choices=MODEL_NAMES, default="f1")
+    parser.add_argument(
+        "--model",
+        choices=("auto", *MODEL_NAMES),
+        default="auto",
+        help="auto: f1 on a CUDA GPU, else tiny",
+    )
     parser.add_argument(
         "--demo", choices=tuple(_ORDERS), help="order of sections; default: the model's own"
     )
@@ -79,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}",
             dest=setting.name,
-            default=setting.default,
-            help=f"{setting.metadata['help'].replace('%', '%%')} (default: %(default)s)",
+            default=argparse.SUPPRESS,  # so that a model's recommendation can take its place
+            help=f"{setting.metadata['help'].replace('%', '%%')} (default: {setting.default})",
             **(
                 {"action": argparse.BooleanOptionalAction}
                 if setting.type is bool

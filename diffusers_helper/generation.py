@@ -206,7 +206,7 @@ def generate(
                     step=step["i"] + 1,
                     steps=settings.steps,
                     seconds_left=pace.seconds_left(),
-                    preview=_preview(latents),
+                    preview=_preview(latents, models.latent_rgb),
                 )
                 if stop.is_set():
                     break
@@ -318,8 +318,8 @@ def _check_finite(x: torch.Tensor, section: Section) -> None:
         )
 
 
-def _preview(latents: torch.Tensor) -> np.ndarray:
-    frames = (vae_decode_fake(latents[0:1].float())[0] * 255).to(torch.uint8)
+def _preview(latents: torch.Tensor, latent_rgb: torch.Tensor | None) -> np.ndarray:
+    frames = (vae_decode_fake(latents[0:1].float(), latent_rgb)[0] * 255).to(torch.uint8)
     return frames.permute(2, 1, 3, 0).flatten(1, 2).cpu().numpy()
 
 

@@ -86,7 +86,7 @@ def vae_decode(latents: torch.Tensor, vae: Any) -> torch.Tensor:
     return vae.decode(latents, return_dict=False)[0]
 
 
-# ComfyUI's fit for HunyuanVideo's VAE: a row a channel, to red, green, blue.
+# ComfyUI's fit for HunyuanVideo's VAE: a row a channel, to red, green, blue; the last is the bias.
 _LATENT_RGB = (
     (-0.0395, -0.0331, 0.0445),
     (0.0696, 0.0795, 0.0518),
@@ -104,19 +104,21 @@ _LATENT_RGB = (
     (-0.0270, 0.0401, -0.0821),
     (-0.0616, -0.0997, -0.0727),
     (0.0249, -0.0469, -0.1703),
+    (0.0259, -0.0192, -0.0761),
 )
-_LATENT_RGB_BIAS = (0.0259, -0.0192, -0.0761)
 
 
-def vae_decode_fake(latents: torch.Tensor) -> torch.Tensor:
+def vae_decode_fake(latents: torch.Tensor, latent_rgb: torch.Tensor | None = None) -> torch.Tensor:
     """A coarse picture of latents without the VAE, for previews.
 
     Args:
         latents: shape [B, 16, T, H, W].
+        latent_rgb: linear map to colours in [0, 1], shape [17, 3]: a row a channel, and the bias.
+            None is HunyuanVideo's.
 
     Returns:
         In [0, 1], shape [B, 3, T, H, W].
     """
-    weight = latents.new_tensor(_LATENT_RGB)
-    bias = latents.new_tensor(_LATENT_RGB_BIAS).view(3, 1, 1, 1)
+    rows = latents.new_tensor(_LATENT_RGB) if latent_rgb is None else latent_rgb.to(latents)
+    weight, bias = rows[:-1], rows[-1].view(3, 1, 1, 1)
     return (torch.einsum("bcthw,cr->brthw", latents, weight) + bias).clamp(0, 1)

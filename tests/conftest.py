@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusers_helper.models import Models, load_models
+from training.tiny_world.model import MINIATURE, build, save
 
 # On tensors this small a second thread gains little, and on a busy machine the two wait in turns.
 torch.set_num_threads(1)
@@ -15,7 +16,26 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tiny() -> Models:
+    """The model that is shipped."""
     return load_models("tiny", "cpu")
+
+
+MINIATURE_SETTINGS = {"gs": 6.0, "total_second_length": 1.5}
+MINIATURE_NOTICE = "This one is for tests."
+
+
+@pytest.fixture(scope="session")
+def miniature_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller one of random weights, where time matters and the picture does not."""
+    folder = tmp_path_factory.mktemp("miniature")
+    latent_rgb = torch.linspace(-0.2, 0.3, 17 * 3).view(17, 3)
+    save(build(MINIATURE, seed=0), folder, 128, MINIATURE_SETTINGS, MINIATURE_NOTICE, latent_rgb)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def miniature(miniature_weights: Path) -> Models:
+    return load_models("tiny", "cpu", miniature_weights)
 
 
 @dataclass(frozen=True)

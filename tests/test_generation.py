@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import chain, count, takewhile
 from pathlib import Path
@@ -110,12 +110,12 @@ def broken(module: torch.nn.Module, after: int, value: float) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=SectionOrder, ids=lambda order: order.value)
-def finished(request, tiny, tmp_path_factory):
+def finished(request, miniature, tmp_path_factory):
     """A whole job of either order, whose files tests only read."""
     output = tmp_path_factory.mktemp(request.param.value) / "a.mp4"
     events, first = [], None
-    with calls(tiny.transformer) as made:
-        for event in start(tiny, output, request.param):
+    with calls(miniature.transformer) as made:
+        for event in start(miniature, output, request.param):
             events.append(event)
             if first is None and isinstance(event, SectionFinished):
                 first = read_video(output).yuv
@@ -195,20 +195,29 @@ def test_previews_are_latent_frames_side_by_side(finished):
     assert not np.array_equal(previews[0], previews[1])
 
 
+def test_previews_have_the_models_own_colours(miniature, tmp_path):
+    """A map whose only number that is not 0 is the bias of green."""
+    latent_rgb = torch.zeros(17, 3)
+    latent_rgb[16, 1] = 0.6
+    job = start(replace(miniature, latent_rgb=latent_rgb), tmp_path / "a.mp4", FORWARD, **SHORT)
+    preview = next(e.preview for e in job if getattr(e, "preview", None) is not None)
+    assert np.unique(preview.reshape(-1, 3), axis=0).tolist() == [[0, 153, 0]]
+
+
 def test_a_preview_runs_from_left_to_right():
     rgb = np.array([[[0.0, 0.2], [0.4, 0.6], [0.8, 1.0]]] * 3)  # 3 channels, 3 frames of 1 x 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "vae_decode_fake", lambda x: x)
-        preview = generation._preview(torch.from_numpy(rgb)[None, :, :, None])
+        patch.setattr(generation, "vae_decode_fake", lambda x, _: x)
+        preview = generation._preview(torch.from_numpy(rgb)[None, :, :, None], None)
     assert preview[..., 0].tolist() == [[0, 51, 102, 153, 204, 255]]
 
 
-def test_the_time_left_is_steps_and_ends_to_come(tiny, tmp_path, monkeypatch):
+def test_the_time_left_is_steps_and_ends_to_come(miniature, tmp_path, monkeypatch):
     """By a clock on which every step and every end of a section takes a second, but the first
     step, which warms up, a hundred."""
     ticks = chain([0], count(100))
     monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=ticks.__next__))
-    job = start(tiny, tmp_path / "a.mp4", FORWARD, **SHORT)
+    job = start(miniature, tmp_path / "a.mp4", FORWARD, **SHORT)
     left = []
     for event in takewhile(lambda e: not isinstance(e, SectionFinished) or e.section < 2, job):
         if isinstance(event, Progress) and event.section:
@@ -222,29 +231,29 @@ def test_the_time_left_is_steps_and_ends_to_come(tiny, tmp_path, monkeypatch):
     ]
 
 
-def test_a_job_touches_no_global_generator_and_no_inference_mode(tiny, tmp_path):
+def test_a_job_touches_no_global_generator_and_no_inference_mode(miniature, tmp_path):
     before = torch.get_rng_state()
-    for event in start(tiny, tmp_path / "a.mp4", FORWARD, **SHORT):
+    for event in start(miniature, tmp_path / "a.mp4", FORWARD, **SHORT):
         assert not torch.is_inference_mode_enabled()
         if isinstance(event, SectionFinished):
             break
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_same_seed_makes_the_same_video(tiny, tmp_path, finished):
-    list(start(tiny, tmp_path / "a.mp4", finished.order))
+def test_the_same_seed_makes_the_same_video(miniature, tmp_path, finished):
+    list(start(miniature, tmp_path / "a.mp4", finished.order))
     frames, expected = read_video(tmp_path / "a.mp4").yuv, read_video(finished.output).yuv
     np.testing.assert_array_equal(frames, expected)
 
 
 @pytest.mark.parametrize("seed", [7, 31337])
-def test_the_noise_is_framepacks_for_the_seed(tiny, tmp_path, seed):
+def test_the_noise_is_framepacks_for_the_seed(miniature, tmp_path, seed):
     """One generator for all sections, which nothing else draws from."""
     seen = []
-    handle = tiny.transformer.register_forward_pre_hook(
+    handle = miniature.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
     )
-    for event in start(tiny, tmp_path / "a.mp4", INVERTED, **SHORT, seed=seed):
+    for event in start(miniature, tmp_path / "a.mp4", INVERTED, **SHORT, seed=seed):
         if isinstance(event, Progress) and (event.section, event.step) == (2, 1):
             break
     handle.remove()
@@ -256,7 +265,7 @@ def test_the_noise_is_framepacks_for_the_seed(tiny, tmp_path, seed):
 def latents_of(models: Models, output: Path, **changes) -> np.ndarray:
     """The first section, undecoded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "_preview", lambda latents: latents.numpy())
+        patch.setattr(generation, "_preview", lambda latents, _: latents.numpy())
         job = start(models, output, FORWARD, **SHORT | {"steps": 3} | changes)
         *_, last = takewhile(lambda event: event.stage != "Decoding", job)
     assert last.step == 3
@@ -278,9 +287,9 @@ def latents_of(models: Models, output: Path, **changes) -> np.ndarray:
     ],
     ids=str,
 )
-def test_what_changes_the_video(tiny, tmp_path, given, change):
-    plain = latents_of(tiny, tmp_path / "a.mp4", **given)
-    changed = latents_of(tiny, tmp_path / "a.mp4", **given | change)
+def test_what_changes_the_video(miniature, tmp_path, given, change):
+    plain = latents_of(miniature, tmp_path / "a.mp4", **given)
+    changed = latents_of(miniature, tmp_path / "a.mp4", **given | change)
     assert np.abs(plain - changed).max() > 1e-4
 
 
@@ -296,13 +305,15 @@ def test_what_changes_the_video(tiny, tmp_path, given, change):
     ],
     ids=str,
 )
-def test_what_leaves_the_video(tiny, tmp_path, change):
-    plain, changed = (latents_of(tiny, tmp_path / "a.mp4", **c) for c in ({}, change))
+def test_what_leaves_the_video(miniature, tmp_path, change):
+    plain, changed = (latents_of(miniature, tmp_path / "a.mp4", **c) for c in ({}, change))
     np.testing.assert_array_equal(plain, changed)
 
 
 @pytest.mark.parametrize(("cfg", "read"), [(1.0, ["wanted"]), (3.0, ["wanted", "unwanted"])])
-def test_the_negative_prompt_is_read_with_true_cfg_alone(tiny, tmp_path, monkeypatch, cfg, read):
+def test_the_negative_prompt_is_read_with_true_cfg_alone(
+    miniature, tmp_path, monkeypatch, cfg, read
+):
     prompts = []
     encode = generation.encode_prompt_conds
     monkeypatch.setattr(
@@ -310,9 +321,9 @@ def test_the_negative_prompt_is_read_with_true_cfg_alone(tiny, tmp_path, monkeyp
         "encode_prompt_conds",
         lambda prompt, *models: prompts.append(prompt) or encode(prompt, *models),
     )
-    with calls(tiny.transformer) as made:
+    with calls(miniature.transformer) as made:
         stopped_at(
-            *(tiny, tmp_path / "a.mp4", FORWARD),
+            *(miniature, tmp_path / "a.mp4", FORWARD),
             lambda event: getattr(event, "step", 0) == 1,
             **SHORT,
             cfg=cfg,
@@ -325,10 +336,10 @@ def test_the_negative_prompt_is_read_with_true_cfg_alone(tiny, tmp_path, monkeyp
 
 @pytest.mark.parametrize("order", SectionOrder)
 @pytest.mark.parametrize("step", [1, STEPS])
-def test_stopped_in_the_first_section_there_is_no_file(tiny, tmp_path, order, step):
-    with calls(tiny.transformer) as made:
+def test_stopped_in_the_first_section_there_is_no_file(miniature, tmp_path, order, step):
+    with calls(miniature.transformer) as made:
         events = stopped_at(
-            *(tiny, tmp_path / "a.mp4", order),
+            *(miniature, tmp_path / "a.mp4", order),
             lambda event: isinstance(event, Progress) and event.step == step,
             **SHORT,
         )
@@ -337,9 +348,9 @@ def test_stopped_in_the_first_section_there_is_no_file(tiny, tmp_path, order, st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stopped_before_it_began_a_job_runs_no_step(tiny, tmp_path):
-    with calls(tiny.transformer) as made:
-        events = stopped_at(tiny, tmp_path / "a.mp4", FORWARD, lambda event: True, **SHORT)
+def test_stopped_before_it_began_a_job_runs_no_step(miniature, tmp_path):
+    with calls(miniature.transformer) as made:
+        events = stopped_at(miniature, tmp_path / "a.mp4", FORWARD, lambda event: True, **SHORT)
     assert events[-1] == Done(path=None, frames=0, stopped=True)
     assert made == []
 
@@ -353,15 +364,15 @@ def test_stopped_before_it_began_a_job_runs_no_step(tiny, tmp_path):
         (("Denoising", 2), STEPS + 1),
     ],
 )
-def test_stopped_after_the_first_section_it_stays(tiny, tmp_path, order, when, steps):
+def test_stopped_after_the_first_section_it_stays(miniature, tmp_path, order, when, steps):
     output = tmp_path / "a.mp4"
 
     def wanted(event: Event) -> bool:
         stage = getattr(event, "stage", type(event).__name__)
         return (stage, getattr(event, "section", None)) == when
 
-    with calls(tiny.transformer) as made:
-        events = stopped_at(tiny, output, order, wanted, **SHORT)
+    with calls(miniature.transformer) as made:
+        events = stopped_at(miniature, output, order, wanted, **SHORT)
     frames = first_section_frames(order)
     assert events[-1] == Done(output, frames, stopped=True)
     assert len(made) == steps
@@ -369,9 +380,9 @@ def test_stopped_after_the_first_section_it_stays(tiny, tmp_path, order, when, s
     assert {p.name for p in tmp_path.iterdir()} == {"a.mp4", "a.json"}
 
 
-def test_stopped_after_the_last_section_a_job_is_done(tiny, tmp_path):
+def test_stopped_after_the_last_section_a_job_is_done(miniature, tmp_path):
     *_, section, done = stopped_at(
-        *(tiny, tmp_path / "a.mp4", FORWARD),
+        *(miniature, tmp_path / "a.mp4", FORWARD),
         lambda event: isinstance(event, SectionFinished),
         **{"latent_window_size": 7, "steps": 1},
     )
@@ -381,9 +392,9 @@ def test_stopped_after_the_last_section_a_job_is_done(tiny, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("good", [0, 1])
-def test_numbers_that_are_no_picture_end_the_job_at_once(tiny, tmp_path, good, value):
-    with broken(tiny.transformer, after=good, value=value):
-        events = start(tiny, tmp_path / "a.mp4", FORWARD, **SHORT)
+def test_numbers_that_are_no_picture_end_the_job_at_once(miniature, tmp_path, good, value):
+    with broken(miniature.transformer, after=good, value=value):
+        events = start(miniature, tmp_path / "a.mp4", FORWARD, **SHORT)
         steps = 0
         with pytest.raises(NonFiniteError, match="section 1"):
             for event in events:
@@ -398,30 +409,36 @@ def test_numbers_that_are_no_picture_end_the_job_at_once(tiny, tmp_path, good, v
     [(lambda m: m.transformer, STEPS + 1), (lambda m: m.vae.decoder, 1)],
     ids=["transformer", "vae"],
 )
-def test_numbers_that_are_no_picture_leave_the_sections_before(tiny, tmp_path, order, module, good):
+def test_numbers_that_are_no_picture_leave_the_sections_before(
+    miniature, tmp_path, order, module, good
+):
     output = tmp_path / "a.mp4"
     with (
-        broken(module(tiny), after=good, value=float("nan")),
+        broken(module(miniature), after=good, value=float("nan")),
         pytest.raises(NonFiniteError, match="section 2"),
     ):
-        list(start(tiny, output, order, **SHORT))
+        list(start(miniature, output, order, **SHORT))
     assert len(read_video(output).yuv) == first_section_frames(order)
     assert {p.name for p in tmp_path.iterdir()} == {"a.mp4", "a.json"}
 
 
-def test_after_an_error_the_next_job_is_as_any_other(tiny, tmp_path):
-    before = latents_of(tiny, tmp_path / "a.mp4")
+def test_after_an_error_the_next_job_is_as_any_other(miniature, tmp_path):
+    before = latents_of(miniature, tmp_path / "a.mp4")
     with (
-        broken(tiny.transformer, after=3, value=float("nan")),
+        broken(miniature.transformer, after=3, value=float("nan")),
         pytest.raises(NonFiniteError),
     ):
-        list(start(tiny, tmp_path / "a.mp4", FORWARD, **SHORT, cfg=2.0, use_teacache=True, steps=5))
-    np.testing.assert_array_equal(latents_of(tiny, tmp_path / "a.mp4"), before)
+        list(
+            start(
+                miniature, tmp_path / "a.mp4", FORWARD, **SHORT, cfg=2.0, use_teacache=True, steps=5
+            )
+        )
+    np.testing.assert_array_equal(latents_of(miniature, tmp_path / "a.mp4"), before)
 
 
-def test_a_full_disk_ends_the_job_and_leaves_the_sections_before(tiny, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_job_and_leaves_the_sections_before(miniature, tmp_path, monkeypatch):
     output = tmp_path / "a.mp4"
-    events = start(tiny, output, FORWARD, **SHORT)
+    events = start(miniature, output, FORWARD, **SHORT)
     while not isinstance(next(events), SectionFinished):
         pass
 
@@ -437,8 +454,8 @@ def test_a_full_disk_ends_the_job_and_leaves_the_sections_before(tiny, tmp_path,
 
 
 @pytest.mark.parametrize("events", [1, 3, 6, 7])
-def test_closed_early_a_job_leaves_no_folder(tiny, tmp_path, events):
-    job = start(tiny, tmp_path / "a.mp4", FORWARD, **SHORT)
+def test_closed_early_a_job_leaves_no_folder(miniature, tmp_path, events):
+    job = start(miniature, tmp_path / "a.mp4", FORWARD, **SHORT)
     for _ in range(events):
         next(job)
     job.close()
@@ -446,10 +463,10 @@ def test_closed_early_a_job_leaves_no_folder(tiny, tmp_path, events):
     assert {p.name for p in tmp_path.iterdir()} == expected
 
 
-def test_a_second_job_replaces_the_mp4_of_the_first(tiny, tmp_path):
+def test_a_second_job_replaces_the_mp4_of_the_first(miniature, tmp_path):
     output = tmp_path / "a.mp4"
     output.write_bytes(b"not a video")
-    job = start(tiny, output, FORWARD, **SHORT)
+    job = start(miniature, output, FORWARD, **SHORT)
     event = next(event for event in job if isinstance(event, SectionFinished))
     assert event.path == output
     assert len(read_video(output).yuv) == event.frames == 5

@@ -49,16 +49,16 @@ def encode(models, prompt, **kwargs):
     )
 
 
-def tiny_tokens(text: str) -> int:
-    """The tiny tokenizer has a token a byte, and one for a special token."""
+def byte_tokens(text: str) -> int:
+    """The miniature has a token a byte, and one for a special token."""
     return len(SPECIAL_TOKEN.sub("#", text).encode())
 
 
 @torch.inference_mode()
-def first_layer(models, text: str) -> torch.Tensor:
-    """Hidden state -3 of a Llama of three layers is what leaves the first."""
+def second_layer(models, text: str) -> torch.Tensor:
+    """Hidden state -3 of a Llama of four layers is what leaves the second."""
     seen = []
-    handle = models.text_encoder.layers[0].register_forward_hook(
+    handle = models.text_encoder.layers[1].register_forward_hook(
         lambda module, args, output: seen.append(output)
     )
     models.text_encoder(input_ids=models.tokenizer(text, return_tensors="pt").input_ids)
@@ -67,21 +67,21 @@ def first_layer(models, text: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_the_templates_beginning_is_cropped(tiny, prompt):
+def test_the_templates_beginning_is_cropped(miniature, prompt):
     before, after = TEMPLATE.split("{}")
-    embeds, _ = encode(tiny, prompt)
-    crop_start = 1 + tiny_tokens(before)  # the tokenizer adds the beginning of text
-    assert embeds.shape == (1, tiny_tokens(prompt + after), 64)
-    expected = first_layer(tiny, before + prompt + after)[:, crop_start:]
+    embeds, _ = encode(miniature, prompt)
+    crop_start = 1 + byte_tokens(before)  # the tokenizer adds the beginning of text
+    assert embeds.shape == (1, byte_tokens(prompt + after), 64)
+    expected = second_layer(miniature, before + prompt + after)[:, crop_start:]
     torch.testing.assert_close(embeds, expected)
 
 
 @pytest.mark.parametrize(("max_length", "kept"), [(None, 256), (10, 10)])
-def test_a_long_prompt_is_cut(tiny, max_length, kept):
+def test_a_long_prompt_is_cut(miniature, max_length, kept):
     limit = {} if max_length is None else {"max_length": max_length}
-    embeds, _ = encode(tiny, "x" * kept + "the rest", **limit)
-    other, _ = encode(tiny, "x" * kept + "is not read", **limit)
-    whole, _ = encode(tiny, "x" * (kept - 1), **limit)
+    embeds, _ = encode(miniature, "x" * kept + "the rest", **limit)
+    other, _ = encode(miniature, "x" * kept + "is not read", **limit)
+    whole, _ = encode(miniature, "x" * (kept - 1), **limit)
     assert embeds.shape == (1, kept, 64)
     assert whole.shape == (1, kept, 64)  # the template's end has the last place
     assert torch.equal(embeds, other)
@@ -100,30 +100,32 @@ def test_a_long_prompt_is_cut(tiny, max_length, kept):
         ("x" * 200, 75),
     ],
 )
-def test_clips_output_is_pooled_at_the_end_of_the_text(tiny, prompt, tokens):
-    _, pooled = encode(tiny, prompt)
-    ids = tiny.tokenizer_2(prompt, truncation=True, max_length=77, return_tensors="pt").input_ids
+def test_clips_output_is_pooled_at_the_end_of_the_text(miniature, prompt, tokens):
+    _, pooled = encode(miniature, prompt)
+    ids = miniature.tokenizer_2(
+        prompt, truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids
     assert ids.shape == (1, tokens + 2)
     with torch.inference_mode():
-        expected = tiny.text_encoder_2(ids).last_hidden_state[:, tokens + 1]
+        expected = miniature.text_encoder_2(ids).last_hidden_state[:, tokens + 1]
     torch.testing.assert_close(pooled, expected)
 
 
-def test_prompts_differ(tiny):
-    (cat, cat_pooled), (dog, dog_pooled) = encode(tiny, "a cat"), encode(tiny, "a dog")
+def test_prompts_differ(miniature):
+    (cat, cat_pooled), (dog, dog_pooled) = encode(miniature, "a cat"), encode(miniature, "a dog")
     assert (cat - dog).abs().max() > 1e-3
     assert (cat_pooled - dog_pooled).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (9, 3)])
-def test_shapes_of_encoding(tiny, frames, latent_frames):
-    latents = vae_encode(torch.zeros(1, 3, frames, 32, 48), tiny.vae)
+def test_shapes_of_encoding(miniature, frames, latent_frames):
+    latents = vae_encode(torch.zeros(1, 3, frames, 32, 48), miniature.vae)
     assert latents.shape == (1, 16, latent_frames, 4, 6)
 
 
 @pytest.mark.parametrize(("latent_frames", "frames"), [(1, 1), (3, 9)])
-def test_shapes_of_decoding(tiny, latent_frames, frames):
-    video = vae_decode(torch.zeros(1, 16, latent_frames, 4, 6), tiny.vae)
+def test_shapes_of_decoding(miniature, latent_frames, frames):
+    video = vae_decode(torch.zeros(1, 16, latent_frames, 4, 6), miniature.vae)
     assert video.shape == (1, 3, frames, 32, 48)
 
 
@@ -154,26 +156,26 @@ def test_decoding_undoes_the_scale_first():
     assert (video == 0.5 / 0.25 / 2).all()
 
 
-def test_encoding_samples_the_posterior_with_the_generator(tiny):
+def test_encoding_samples_the_posterior_with_the_generator(miniature):
     image = torch.linspace(-1, 1, 3 * 32 * 48).view(1, 3, 1, 32, 48)
     a, b, other = (
-        vae_encode(image, tiny.vae, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+        vae_encode(image, miniature.vae, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
     )
     assert torch.equal(a, b)
     assert not torch.equal(a, other)
     with torch.inference_mode():
-        posterior = tiny.vae.encode(image).latent_dist
+        posterior = miniature.vae.encode(image).latent_dist
     noise = torch.randn(a.shape, generator=torch.Generator().manual_seed(5))
-    expected = (posterior.mean + posterior.std * noise) * tiny.vae.config.scaling_factor
+    expected = (posterior.mean + posterior.std * noise) * miniature.vae.config.scaling_factor
     torch.testing.assert_close(a, expected)
 
 
-def test_without_a_generator_the_global_one_samples(tiny):
+def test_without_a_generator_the_global_one_samples(miniature):
     image = torch.zeros(1, 3, 1, 32, 48)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        implicit = vae_encode(image, tiny.vae)
-    assert torch.equal(implicit, vae_encode(image, tiny.vae, torch.Generator().manual_seed(5)))
+        implicit = vae_encode(image, miniature.vae)
+    assert torch.equal(implicit, vae_encode(image, miniature.vae, torch.Generator().manual_seed(5)))
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 4, -4, -20])
@@ -187,29 +189,42 @@ def test_the_preview_is_linear_and_clamped(value):
     np.testing.assert_allclose(rgb[0, :, :, 0, 0].T, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_may_have_preview_colours_of_its_own(dtype):
+    """Channel 3 is red and dims green, over a bias that has some blue."""
+    latent_rgb = torch.zeros(17, 3)
+    latent_rgb[3], latent_rgb[16] = torch.tensor([0.5, -0.25, 0]), torch.tensor([0, 0.5, 0.75])
+    latents = torch.zeros(1, 16, 4, 1, 1, dtype=dtype)
+    latents[0, 3, :, 0, 0] = torch.tensor([0.0, 1.0, 4.0, -1.0])
+    rgb = vae_decode_fake(latents, latent_rgb)
+    assert rgb.dtype == dtype
+    expected = [[0, 0.5, 0.75], [0.5, 0.25, 0.75], [1, 0, 0.75], [0, 0.75, 0.75]]
+    assert rgb[0, :, :, 0, 0].T.tolist() == expected
+
+
 def test_the_preview_sums_channels():
     rgb = vae_decode_fake(torch.ones(2, 16, 1, 1, 1))
     expected = np.clip(np.sum(LATENT_RGB, axis=0) + LATENT_RGB_BIAS, 0, 1)
     np.testing.assert_allclose(rgb.reshape(2, 3), [expected, expected], atol=1e-6)
 
 
-def test_siglip_sees_the_image_in_minus_one_to_one(tiny):
+def test_siglip_sees_the_image_in_minus_one_to_one(miniature):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     with torch.inference_mode():
-        encoded = hf_clip_vision_encode(image, tiny.feature_extractor, tiny.image_encoder)
+        encoded = hf_clip_vision_encode(image, miniature.feature_extractor, miniature.image_encoder)
         pixels = torch.from_numpy(image / 127.5 - 1).float().permute(2, 0, 1)[None]
-        expected = tiny.image_encoder(pixel_values=pixels).last_hidden_state
+        expected = miniature.image_encoder(pixel_values=pixels).last_hidden_state
     assert encoded.last_hidden_state.shape == (1, 16, 48)
     torch.testing.assert_close(encoded.last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (31, 300)])
-def test_siglip_takes_any_size(tiny, size):
+def test_siglip_takes_any_size(miniature, size):
     plain = np.full((*size, 3), 77, dtype=np.uint8)
     small = np.full((64, 64, 3), 77, dtype=np.uint8)
     with torch.inference_mode():
         a, b = (
-            hf_clip_vision_encode(image, tiny.feature_extractor, tiny.image_encoder)
+            hf_clip_vision_encode(image, miniature.feature_extractor, miniature.image_encoder)
             for image in (plain, small)
         )
     torch.testing.assert_close(a.last_hidden_state, b.last_hidden_state)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffusers_helper import __main__ as command
@@ -18,7 +19,7 @@ from diffusers_helper.generation import Done, Event, Progress, SectionFinished
 from diffusers_helper.models import Models
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
-from tests.conftest import read_video
+from tests.conftest import MINIATURE_SETTINGS, read_video
 
 ROOT = Path(command.__file__).parents[1]
 OPTIONS = {
@@ -56,13 +57,13 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(
-    image: Path, output: Path, tiny: Models, monkeypatch: pytest.MonkeyPatch
+    image: Path, output: Path, miniature: Models, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    """The command with the tiny models that are already there."""
+    """The command, on which "tiny" is the miniature that is already there."""
     load_models = command.load_models
 
     def load(name: str, **options: Any) -> Models:
-        return tiny if name == "tiny" else load_models(name, **options)
+        return miniature if name == "tiny" else load_models(name, **options)
 
     def run(*arguments: str) -> int:
         return command.main(["--image", str(image), "--output", str(output), *arguments])
@@ -131,8 +132,14 @@ def test_demo_picks_the_order(run: Callable, output: Path, demo: str, order: str
     ],
 )
 def test_a_model_has_its_own_order(
-    run: Callable, generated: list, arguments: list[str], model: str, order: SectionOrder
+    run: Callable,
+    generated: list,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    model: str,
+    order: SectionOrder,
 ):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert run(*arguments) == 0
     assert (generated[0]["models"], generated[0]["order"]) == (model, order)
 
@@ -148,9 +155,39 @@ def test_every_setting_has_an_option(run: Callable, generated: list, output: Pat
     assert generated[0]["output"] == output
 
 
-def test_options_default_to_the_settings_own(run: Callable, generated: list):
+@pytest.mark.parametrize("cuda", [True, False])
+def test_without_a_gpu_the_model_is_the_tiny_one(
+    run: Callable,
+    generated: list,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cuda: bool,
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert run() == 0
+    assert generated[0]["models"] == ("f1" if cuda else "tiny")
+    assert ("There is no CUDA GPU" in caplog.text) is not cuda
+
+
+@pytest.mark.parametrize("model", ["f1", "framepack"])
+def test_options_default_to_the_settings_own(run: Callable, generated: list, model: str):
+    assert run("--model", model) == 0
     assert generated[0]["settings"] == GenerationSettings()
+
+
+def test_options_default_to_what_the_model_recommends(
+    run: Callable, generated: list, miniature_weights: Path
+):
+    arguments = ["--model", "tiny", "--weights", str(miniature_weights)]
+    for given in ({}, {"gs": 3.0, "steps": 9}):
+        options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        assert run(*arguments, *options) == 0
+        assert generated[-1]["settings"] == GenerationSettings(**MINIATURE_SETTINGS | given)
+
+
+def test_the_shipped_model_recommends_too(run: Callable, generated: list, tiny: Models):
+    assert run("--model", "tiny") == 0
+    assert generated[0]["settings"] == GenerationSettings(**tiny.settings)
 
 
 def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture):
@@ -216,6 +253,7 @@ def broken_image(tmp_path: Path) -> Path:
         (["--image", "{tmp}"], 1, "This file cannot be read as an image"),
         (["--model", "f1", "--weights", "{tmp}"], 1, "{tmp}"),
         (["--model", "f1", "--weights", "{tmp}/nowhere"], 1, "{tmp}/nowhere"),
+        (["--weights", "{tmp}"], 1, "{tmp} has no framepack.json"),
         (["--output", "{tmp}/broken.png/out.mp4"], 1, "{tmp}/broken.png"),
         (["--steps", "0"], 2, "steps must be in [1, 100], got 0"),
         (["--seconds", "nan"], 2, "must be in [1, 120], got nan"),

@@ -5,20 +5,20 @@ import asyncio
 import inspect
 import logging
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 
-from diffusers_helper.errors import SettingsError, UserError, explain
+from diffusers_helper.errors import SettingsError, UserError, WeightsError, explain
 from diffusers_helper.generation import Event, generate, open_image
 from diffusers_helper.gradio.jobs import Job, JobQueue, Status
 from diffusers_helper.gradio.page import CSS, DRAWN, Page, page_rejection, page_updates
 from diffusers_helper.gradio.plot import guidance_note, guidance_table
-from diffusers_helper.models import Models, load_models, model_resolution
+from diffusers_helper.models import Models, choose_model, load_models, model_description
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 from diffusers_helper.utils import generate_timestamp
@@ -26,10 +26,6 @@ from diffusers_helper.utils import generate_timestamp
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_TINY_NOTICE = (
-    "**This is the built-in tiny model.** Its weights are random for now: a video shows that "
-    "everything works, and no recognisable picture. The real one needs a CUDA GPU."
-)
 
 
 def _takes_inputs(function: Callable) -> Callable:
@@ -60,6 +56,7 @@ class Demo:
         self.order = order
         self.real_model = model
         self.model = model
+        self.description = model_description(model)
         self.weights: Path | None = None
         self.output_dir = Path("outputs")
         self.loading = ""
@@ -72,7 +69,10 @@ class Demo:
     def main(self, arguments: list[str] | None = None) -> None:
         """Serve the page until interrupted."""
         options = self._parse(arguments)
-        self.configure(options.model, options.weights, options.output_dir)
+        try:
+            self.configure(options.model, options.weights, options.output_dir)
+        except WeightsError as error:
+            sys.exit(f"error: {error}")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         logging.basicConfig(
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -108,10 +108,12 @@ class Demo:
             model: the real checkpoint's name, "tiny", or "auto" for whichever this machine runs.
             weights: see `load_models`.
             output_dir: of videos and the log.
+
+        Raises:
+            WeightsError: `weights` is no folder of the tiny model.
         """
-        if model == "auto":
-            model = self.real_model if torch.cuda.is_available() else "tiny"
-        self.model = model
+        self.model = choose_model(model, self.real_model)
+        self.description = model_description(self.model, weights)
         self.weights = weights
         self.output_dir = output_dir.absolute()
 
@@ -206,7 +208,7 @@ class Demo:
             settings = GenerationSettings(**inputs)
         except SettingsError:  # half typed
             return [gr.skip(), gr.skip()]
-        table = guidance_table(model_resolution(self.model), input_image, settings)
+        table = guidance_table(self.description.resolution, input_image, settings)
         # The table alone: with limits of the axes beside it, the drawing stays one update behind.
         return [table, guidance_note(table, settings)]
 
@@ -241,7 +243,7 @@ class Demo:
             return f"⏳ {self.loading} ..."
         if self.load_error:
             return f"⚠️ {self.load_error}"
-        return _TINY_NOTICE if self.model == "tiny" else ""
+        return self.description.notice
 
     def _report(self, loading: str) -> None:
         logger.info(loading)

@@ -1,6 +1,7 @@
 """Layout of the page, and what it shows of a job."""
 
 import html
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
     from diffusers_helper.gradio.app import Demo
 
 _PREVIEW_HEIGHT = 110
-_EXAMPLES = Path(__file__).parent / "examples"
-_QUICK_LIST = (
+_EXAMPLES_FOLDER = Path(__file__).parent / "examples"
+_REAL_EXAMPLES = (
     ("person.png", "The person gradually fades away and disappears"),
     ("dancer.png", "The dancer spins and jumps across the stage"),
     ("landscape.png", "The scene transitions from day to night"),
 )
+_TINY_EXAMPLES = (
+    ("world/person.png", "The person gradually fades away and disappears"),
+    ("world/walker.png", "The person walks out of the frame to the right"),
+    ("world/day.png", "The scene turns from day to night"),
+    ("world/star.png", "The star spins around"),
+)
+"""The tiny model knows only what `training.tiny_world` draws; with the first of them it opens."""
 INPUT_NAMES = ("input_image", *(f.name for f in fields(GenerationSettings)))
 DRAWN = (
     "input_image",
@@ -36,6 +44,10 @@ DRAWN = (
     "adaptive_cfg_min",
 )
 """Inputs that the plot depends on, in the order of all inputs."""
+
+# Followers only wait and look; jobs themselves take turns in the demo's own queue.
+_QUIET = {"show_progress": "hidden", "concurrency_limit": None}
+_PRIVATE = _QUIET | {"api_visibility": "private"}
 
 _BETA_HELP = """\
 Lowers guidance while noise is high: at noise level sigma a step gets
@@ -49,6 +61,7 @@ CSS = """
 .progress-fill { height: 100%; background: var(--color-accent); transition: width 0.3s; }
 .job-error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 #notice:empty { display: none; }
+#input-image img { width: 100%; height: 100%; object-fit: contain; }
 """
 
 
@@ -56,6 +69,8 @@ class Page:
     """The Gradio blocks of a demo; `inputs` and `outputs` are in the order of `process`."""
 
     def __init__(self, demo: "Demo") -> None:
+        self._is_tiny = demo.model == "tiny"
+        self._defaults = GenerationSettings(**demo.description.settings)
         with gr.Blocks(
             title=demo.title, delete_cache=(3600, 86400), analytics_enabled=False
         ) as self.blocks:
@@ -78,53 +93,65 @@ class Page:
             type="filepath",
             sources=["upload", "clipboard"],
             height=320,
+            elem_id="input-image",
         )
         # Gradio would open the file itself and put its own words to a broken one.
         image.preprocess = lambda payload: payload and _uploaded(payload.path, image.GRADIO_CACHE)
-        prompt = gr.Textbox(label="Prompt", lines=2, value="")
+        prompt = gr.Textbox(label="Prompt", lines=2, value=self._defaults.prompt)
         with gr.Row():
             self.start = gr.Button("Start Generation", variant="primary")
             self.end = gr.Button("End Generation", interactive=False)
-        _pick_list("Quick List", [[text] for _, text in _QUICK_LIST], [prompt])
-        pictures = [[str(_EXAMPLES / file), text] for file, text in _QUICK_LIST]
-        _pick_list("Examples", pictures, [image, prompt])
+        examples = _TINY_EXAMPLES if self._is_tiny else _REAL_EXAMPLES
+        files = [_EXAMPLES_FOLDER / file for file, _ in examples]
+        texts = [text for _, text in examples]
+
+        def example(i: int) -> list[str]:
+            return [_served(files[i]), texts[i]]
+
+        _pick_list("Quick List", texts, lambda i: texts[i], [prompt])
+        _pick_list("Examples", [str(file) for file in files], example, [image, prompt])
+        if self._is_tiny:
+            # Not as values of the components: those are the defaults of the interface as well.
+            self.blocks.load(lambda: example(0), None, [image, prompt], **_PRIVATE)
 
         made: dict[str, Any] = {"input_image": image, "prompt": prompt}
         with gr.Group():
             made["use_teacache"] = gr.Checkbox(
                 label="Use TeaCache",
                 info=_setting("use_teacache").metadata["help"],
-                value=_setting("use_teacache").default,
+                value=self._defaults.use_teacache,
             )
             made["seed"] = gr.Number(
                 label="Seed",
                 info=_setting("seed").metadata["help"],
-                value=_setting("seed").default,
+                value=self._defaults.seed,
                 precision=0,
             )
-            made["total_second_length"] = _slider(
+            made["total_second_length"] = self._slider(
                 "total_second_length", "Total Video Length (Seconds)"
             )
-            made["steps"] = _slider("steps", "Steps")
-            made["gs"] = _slider("gs", "Distilled CFG Scale")
+            made["steps"] = self._slider("steps", "Steps")
+            made["gs"] = self._slider("gs", "Distilled CFG Scale")
         with gr.Accordion("Advanced", open=True):
-            made["cfg"] = _slider("cfg", "CFG Scale")
+            made["cfg"] = self._slider("cfg", "CFG Scale")
             made["n_prompt"] = gr.Textbox(
-                label="Negative Prompt", info=_setting("n_prompt").metadata["help"], value=""
+                label="Negative Prompt",
+                info=_setting("n_prompt").metadata["help"],
+                value=self._defaults.n_prompt,
             )
-            made["rs"] = _slider("rs", "CFG Re-Scale")
-            made["latent_window_size"] = _slider("latent_window_size", "Latent Window Size")
-            made["gpu_memory_preservation"] = _slider(
+            made["rs"] = self._slider("rs", "CFG Re-Scale")
+            made["latent_window_size"] = self._slider("latent_window_size", "Latent Window Size")
+            made["gpu_memory_preservation"] = self._slider(
                 "gpu_memory_preservation", "GPU Inference Preserved Memory (GB)"
             )
-            made["mp4_crf"] = _slider("mp4_crf", "MP4 Compression")
+            made["mp4_crf"] = self._slider("mp4_crf", "MP4 Compression")
         return made
 
     def _adaptive_cfg(self) -> dict[str, Any]:
         """Components by the name of their input."""
         with gr.Accordion("Step-Adaptive CFG", open=True):
-            beta = _slider("adaptive_cfg_beta", "Adaptive CFG Beta")
-            least = _slider("adaptive_cfg_min", "Adaptive CFG Min")
+            beta = self._slider("adaptive_cfg_beta", "Adaptive CFG Beta")
+            least = self._slider("adaptive_cfg_min", "Adaptive CFG Min")
             self.plot = gr.LinePlot(
                 x="step",
                 y="guidance",
@@ -159,15 +186,18 @@ class Page:
         job = gr.BrowserState()
         return [video, preview, description, bar, self.start, self.end, job]
 
+    def _slider(self, name: str, label: str) -> gr.Slider:
+        about = _setting(name).metadata
+        limits = {k: about[k] for k in ("minimum", "maximum", "step")}
+        value = getattr(self._defaults, name)
+        return gr.Slider(label=label, info=about["help"], value=value, **limits)
+
     def _wire(self, demo: "Demo", notice: gr.Markdown) -> None:
         job = self.outputs[-1]
-        # Followers only wait and look; jobs themselves take turns in the demo's own queue.
-        quiet = {"show_progress": "hidden", "concurrency_limit": None}
-        private = quiet | {"api_visibility": "private"}
-        self.start.click(demo.process, self.inputs, self.outputs, api_name="process", **quiet)
-        self.end.click(demo.end, job, self.end, **private)
-        self.blocks.load(demo.attach, job, self.outputs, **private)
-        self.blocks.load(demo.watch_loading, None, notice, **private)
+        self.start.click(demo.process, self.inputs, self.outputs, api_name="process", **_QUIET)
+        self.end.click(demo.end, job, self.end, **_PRIVATE)
+        self.blocks.load(demo.attach, job, self.outputs, **_PRIVATE)
+        self.blocks.load(demo.watch_loading, None, notice, **_PRIVATE)
         drawn = [component for name, component in self._named if name in DRAWN]
         gr.on(
             [self.blocks.load, *(component.change for component in drawn)],
@@ -175,7 +205,7 @@ class Page:
             drawn,
             [self.plot, self.plot_note],
             trigger_mode="always_last",
-            **private,
+            **_PRIVATE,
         )
 
 
@@ -211,10 +241,10 @@ def _error_text(error: str) -> str:
     return f'<span class="job-error" role="alert">{html.escape(error)}</span>'
 
 
-def _served(video: Path) -> str:
-    """A copy among the files that Gradio serves, so that the output folder need not be open to all
+def _served(file: Path) -> str:
+    """A copy among the files that Gradio serves, so that no other folder need be open to all
     visitors."""
-    return save_file_to_cache(video, cache_dir=get_upload_folder())
+    return save_file_to_cache(file, cache_dir=get_upload_folder())
 
 
 def _enlarged(preview: np.ndarray) -> np.ndarray:
@@ -276,25 +306,15 @@ def _uploaded(file: str, folder: str) -> str:
     return file
 
 
-def _pick_list(label: str, samples: list[list[str]], targets: list[Any]) -> None:
-    """Samples shown by their first column; a click fills the targets."""
+def _pick_list(
+    label: str, samples: list[str], picked: Callable[[int], Any], targets: list[Any]
+) -> None:
+    """Samples for the first of `targets`; a click fills them all with what is `picked`."""
     shown = gr.Dataset(
-        label=label, components=targets[:1], samples=[row[:1] for row in samples], type="index"
+        label=label, components=targets[:1], samples=[[s] for s in samples], type="index"
     )
-    shown.click(
-        lambda i: samples[i] if len(targets) > 1 else samples[i][0],
-        shown,
-        targets,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    shown.click(picked, shown, targets, show_progress="hidden", api_visibility="private")
 
 
 def _setting(name: str) -> Any:
     return next(f for f in fields(GenerationSettings) if f.name == name)
-
-
-def _slider(name: str, label: str) -> gr.Slider:
-    setting = _setting(name)
-    limits = {k: setting.metadata[k] for k in ("minimum", "maximum", "step")}
-    return gr.Slider(label=label, info=setting.metadata["help"], value=setting.default, **limits)

@@ -1,5 +1,19 @@
 """The networks, and how they are loaded."""
 
-from diffusers_helper.models.loading import MODEL_NAMES, Models, load_models, model_resolution
+from diffusers_helper.models.loading import (
+    MODEL_NAMES,
+    ModelDescription,
+    Models,
+    choose_model,
+    load_models,
+    model_description,
+)
 
-__all__ = ["MODEL_NAMES", "Models", "load_models", "model_resolution"]
+__all__ = [
+    "MODEL_NAMES",
+    "ModelDescription",
+    "Models",
+    "choose_model",
+    "load_models",
+    "model_description",
+]

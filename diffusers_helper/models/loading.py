@@ -2,14 +2,16 @@
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, ModelMixin
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError, XetDownloadError
 from safetensors import SafetensorError
@@ -22,10 +24,12 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipVisionModel,
 )
+from transformers.utils import logging as transformers_logging
 
+from diffusers_helper.bucket_tools import buckets
 from diffusers_helper.errors import WeightsError
-from diffusers_helper.models import tiny
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from diffusers_helper.settings import GenerationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +39,24 @@ _TRANSFORMERS = {
     "f1": "lllyasviel/FramePack_F1_I2V_HY_20250503",
     "framepack": "lllyasviel/FramePackI2V_HY",
 }
-_RESOLUTION = 640
+_BUNDLED = Path(__file__).parent / "tiny"
+_DESCRIPTION = "framepack.json"
 
 MODEL_NAMES = (*_TRANSFORMERS, "tiny")
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model tells of itself without being loaded."""
+
+    resolution: int = 640
+    """Of the buckets that the transformer was trained on, see `bucket_tools`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Recommended values of `GenerationSettings`, where they are not its defaults."""
+    notice: str = ""
+    """What a user should know before trying it, in Markdown."""
+    latent_rgb: torch.Tensor | None = None
+    """Preview colours, see `vae_decode_fake`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,10 @@ class Models:
 
     name: str
     resolution: int
-    """Of the buckets that the transformer was trained on, see `bucket_tools`."""
+    settings: dict[str, Any]
+    notice: str
+    latent_rgb: torch.Tensor | None
+    """These four as in `ModelDescription`."""
     tokenizer: Any
     tokenizer_2: Any
     feature_extractor: Any
@@ -78,8 +100,8 @@ class _Component:
         # The libraries fill what a checkpoint lacks with random numbers and carry on.
         if missing := sorted(info["missing_keys"]):
             raise WeightsError(
-                f"The {self.label} of {self.repository} lacks {len(missing)} tensors "
-                f"({missing[0]}, ...): download it again."
+                f"The {self.label} in {folder} lacks {len(missing)} tensors "
+                f"({missing[0]}, ...): fetch it again."
             )
         return model
 
@@ -108,7 +130,7 @@ class _Component:
 
 def _components(name: str) -> list[_Component]:
     """What a demo loads, the small first, so that what is missing shows early."""
-    return [
+    components = [
         _Component("tokenizer", "Llama tokenizer", PreTrainedTokenizerFast, _HUNYUAN, "tokenizer"),
         _Component("tokenizer_2", "CLIP tokenizer", CLIPTokenizer, _HUNYUAN, "tokenizer_2"),
         _Component(
@@ -130,14 +152,16 @@ def _components(name: str) -> list[_Component]:
             "transformer",
             "transformer",
             HunyuanVideoTransformer3DModelPacked,
-            _TRANSFORMERS[name],
+            _TRANSFORMERS.get(name, ""),
         ),
     ]
+    if name == "tiny":  # all in one folder
+        return [replace(c, repository="", subfolder=c.attribute) for c in components]
+    return components
 
 
 def component_folders(name: str) -> dict[str, str]:
-    """Where each component of "f1" or "framepack", by its attribute in `Models`, lies below a
-    folder of weights."""
+    """Where each component, by its attribute in `Models`, lies below a folder of weights."""
     return {c.attribute: str(Path(c.repository) / c.subfolder) for c in _components(name)}
 
 
@@ -147,9 +171,56 @@ def _dtype(attribute: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if attribute == "transformer" else torch.float16
 
 
-def model_resolution(name: str) -> int:
-    """Of the buckets that a model was trained on, see `bucket_tools`."""
-    return tiny.RESOLUTION if name == "tiny" else _RESOLUTION
+def choose_model(name: str, real: str) -> str:
+    """`name`; if that is "auto", the checkpoint `real` on a CUDA GPU, and "tiny" without one."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return real
+    logger.warning("There is no CUDA GPU: the small built-in model runs instead of %r.", real)
+    return "tiny"
+
+
+def model_description(name: str, weights: Path | str | None = None) -> ModelDescription:
+    """What a model tells of itself; nothing is loaded or fetched.
+
+    Args:
+        name, weights: see `load_models`.
+
+    Raises:
+        WeightsError: what "tiny" tells is missing or makes no sense.
+    """
+    if name != "tiny":
+        return ModelDescription()
+    folder = _BUNDLED if weights is None else Path(weights)
+    file = folder / _DESCRIPTION
+    try:
+        return _described(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WeightsError(f"{folder} has no {_DESCRIPTION}. {_tiny_source(weights)}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{file} describes no model: {_first_line(error)}") from error
+
+
+def _described(told: Any) -> ModelDescription:
+    names = [f.name for f in fields(ModelDescription)]
+    if not isinstance(told, dict) or told.keys() != set(names):
+        raise ValueError(f"it must be an object of {', '.join(names)}")
+    resolution, settings, notice, latent_rgb = (told[name] for name in names)
+    buckets(resolution)
+    known = {f.name for f in fields(GenerationSettings)}
+    if not isinstance(settings, dict) or not settings.keys() <= known:
+        raise ValueError(f"settings must be some of {', '.join(sorted(known))}, got {settings!r}")
+    GenerationSettings(**settings)
+    if not isinstance(notice, str):
+        raise ValueError(f"notice must be a text, got {notice!r}")
+    try:
+        rows = torch.tensor(latent_rgb, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        rows = None
+    if rows is None or rows.shape != (17, 3):
+        raise ValueError("latent_rgb must be 17 rows of 3 numbers")
+    return ModelDescription(resolution, settings, notice, rows)
 
 
 def load_models(
@@ -164,7 +235,8 @@ def load_models(
         name: "f1", "framepack" or "tiny".
         device: where they will run; None is the GPU if there is one.
         weights: folder with a folder per repository (`lllyasviel/FramePackI2V_HY`, ...), used
-            instead of the Hugging Face hub. "tiny" needs none.
+            instead of the Hugging Face hub; for "tiny" a folder as `training.tiny_world` writes,
+            used instead of the bundled one.
         report: told what is being loaded, in a few words.
 
     Returns:
@@ -181,55 +253,77 @@ def load_models(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
 
-    if name == "tiny":
-        report("Building the tiny model")
-        loaded = tiny.build_tiny()
-        for attribute, component in loaded.items():
-            if device.type != "cpu" and isinstance(component, torch.nn.Module):
-                component.to(_dtype(attribute, device))
-    else:
-        loaded = _load(
-            _components(name), device, None if weights is None else Path(weights), report
-        )
-
+    description = model_description(name, weights)
+    loaded = _load(name, device, weights, report)
     for component in loaded.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
     loaded["transformer"].high_quality_fp32_output_for_inference = True
-    return Models(name=name, resolution=model_resolution(name), device=device, **loaded)
+    return Models(name=name, device=device, **vars(description), **loaded)
 
 
 def _load(
-    components: list[_Component],
+    name: str,
     device: torch.device,
-    weights: Path | None,
+    weights: Path | str | None,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    if weights is None:
-        repositories = _download(components, report)
+    components = _components(name)
+    if weights is not None:
+        repositories = {c.repository: Path(weights) / c.repository for c in components}
+    elif name == "tiny":
+        repositories = {"": _BUNDLED}
     else:
-        repositories = {c.repository: weights / c.repository for c in components}
+        repositories = _download(components, report)
     folders = {c.attribute: repositories[c.repository] / c.subfolder for c in components}
     missing = [file for c in components for file in c.missing_files(folders[c.attribute])]
     if missing:
-        raise WeightsError(_how_to_get(components, repositories, missing))
+        shown = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        cure = (
+            _tiny_source(weights)
+            if name == "tiny"
+            else _how_to_get(components, repositories, missing)
+        )
+        raise WeightsError(f"{len(missing)} files are missing: {shown}. {cure}")
 
     loaded = {}
-    for i, component in enumerate(components, start=1):
-        report(f"Loading the {component.label} ({i} of {len(components)})")
-        attribute = component.attribute
-        try:
-            loaded[attribute] = component.load(folders[attribute], _dtype(attribute, device))
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            # All that both libraries raise for broken JSON, cut files and tensors of other shapes.
-            raise _damaged(folders[attribute], error) from error
+    with _no_bars():
+        for i, component in enumerate(components, start=1):
+            report(f"Loading the {component.label} ({i} of {len(components)})")
+            folder = folders[component.attribute]
+            try:
+                loaded[component.attribute] = component.load(
+                    folder, _dtype(component.attribute, device)
+                )
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                # All that both libraries raise for broken JSON, cut files and tensors of other
+                # shapes.
+                raise _damaged(folder, error) from error
     return loaded
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the libraries' progress bars, a line a model, out of the command line's own."""
+    shown = [x for x in (diffusers_logging, transformers_logging) if x.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _tiny_source(weights: Path | str | None) -> str:
+    """A sentence for an error message."""
+    if weights is None:
+        return "The tiny model is part of this program: fetch the program again."
+    return "For the tiny model, --weights names a folder that training.tiny_world has written."
+
+
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(
-        f"{path} is damaged ({_first_line(error)}): delete it and download it again."
-    )
+    return WeightsError(f"{path} is damaged ({_first_line(error)}): delete it and fetch it again.")
 
 
 def _first_line(error: Exception) -> str:
@@ -260,7 +354,7 @@ def _download(components: list[_Component], report: Callable[[str], None]) -> di
 def _how_to_get(
     components: list[_Component], repositories: dict[str, Path], missing: list[Path]
 ) -> str:
-    """An error message: what is missing, and the commands that fetch it."""
+    """A sentence for an error message: the commands that fetch what is missing."""
     commands = []
     for repository, folder in repositories.items():
         if any(file.is_relative_to(folder) for file in missing):
@@ -268,5 +362,4 @@ def _how_to_get(
             subfolders = [c.subfolder for c in components if c.repository == repository]
             included = "".join(f" --include '{s}/*'" for s in subfolders if s)
             commands.append(f"hf download {repository}{included} --local-dir {quote(str(folder))}")
-    shown = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
-    return f"{len(missing)} files are missing: {shown}. To get them: {'; '.join(commands)}"
+    return f"To get them: {'; '.join(commands)}"

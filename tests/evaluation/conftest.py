@@ -15,7 +15,7 @@ def weights(tmp_path_factory) -> Path:
     """An untrained model small enough for tests, as files."""
     folder = tmp_path_factory.mktemp("miniature")
     settings = {"gs": 6.0, "total_second_length": 1.0, "latent_window_size": WINDOW}
-    save(build(MINIATURE, seed=0), folder, 128, settings, torch.zeros(17, 3))
+    save(build(MINIATURE, seed=0), folder, 128, settings, "", torch.zeros(17, 3))
     return folder
 
 

@@ -23,14 +23,17 @@ from PIL import Image
 import demo_gradio
 import demo_gradio_f1
 from diffusers_helper.errors import ImageError, SettingsError, WeightsError
-from diffusers_helper.generation import Done, Event, Progress
-from diffusers_helper.gradio import app
+from diffusers_helper.generation import Done, Event, Progress, open_image
+from diffusers_helper.gradio import app, page
 from diffusers_helper.gradio.app import Demo
+from diffusers_helper.gradio.page import INPUT_NAMES
 from diffusers_helper.models import Models
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
-from tests.conftest import read_video
+from tests.conftest import MINIATURE_NOTICE, MINIATURE_SETTINGS, read_video
 from tests.test_settings import DEFAULTS
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.world import render, sample_scene, truth
 
 ROOT = Path(demo_gradio.__file__).parent
 DEMOS = {"framepack": demo_gradio, "f1": demo_gradio_f1}
@@ -250,6 +253,7 @@ def test_which_model_is_loaded(
     cuda: bool,
     loaded: str,
     served: list,
+    miniature_weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -258,10 +262,17 @@ def test_which_model_is_loaded(
     monkeypatch.setattr(
         app, "load_models", lambda name, weights, report: loads.append((name, weights))
     )
-    arguments = ["--weights", str(tmp_path)] + (["--model", chosen] if chosen else [])
+    arguments = ["--weights", str(miniature_weights)] + (["--model", chosen] if chosen else [])
     demo = serve(tmp_path, *arguments)
     demo.models()
-    assert set(loads) == {(loaded, tmp_path)}
+    assert set(loads) == {(loaded, miniature_weights)}
+
+
+def test_weights_that_are_no_tiny_model_are_told_at_once(served: list, tmp_path: Path):
+    with pytest.raises(SystemExit) as exit_:
+        serve(tmp_path, "--model", "tiny", "--weights", str(tmp_path))
+    assert str(exit_.value).startswith(f"error: {tmp_path} has no framepack.json")
+    assert served == []
 
 
 @pytest.mark.parametrize("demo", DEMOS.values(), ids=DEMOS)
@@ -314,10 +325,10 @@ def notice(demo: Demo) -> str:
 
 
 def test_the_page_tells_what_is_loaded_and_what_failed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, miniature_weights: Path, tmp_path: Path
 ):
     demo, told, failures = new_demo(), [], [WeightsError("The VAE is missing.")]
-    demo.configure("tiny", None, tmp_path)
+    demo.configure("tiny", miniature_weights, tmp_path)
 
     def load(name: str, weights: Path | None, report: Callable[[str], None]) -> str:
         report("Loading the VAE")
@@ -332,12 +343,72 @@ def test_the_page_tells_what_is_loaded_and_what_failed(
     told.append(notice(demo))
     assert demo.models() == demo.models() == "the models"
     told.append(notice(demo))
-    assert [text[:30] for text in told] == [
+    assert told == [
         "⏳ Loading the VAE ...",
         "⚠️ The VAE is missing.",
         "⏳ Loading the VAE ...",
-        "**This is the built-in tiny mo",
+        MINIATURE_NOTICE,
     ]
+
+
+# The page
+
+
+def values(demo: Demo) -> dict[str, Any]:
+    """What the page's inputs are when it opens, by their names."""
+    return {n: c.value for n, c in zip(INPUT_NAMES, demo.page().inputs, strict=True)}
+
+
+def test_a_real_models_page_opens_with_the_settings_own_defaults(tmp_path: Path):
+    demo = new_demo()
+    demo.configure("f1", tmp_path, tmp_path)
+    assert values(demo) == INPUTS | {"input_image": None}
+
+
+def test_the_tiny_models_page_opens_with_what_it_recommends(
+    tiny: Models, miniature_weights: Path, tmp_path: Path
+):
+    demo = new_demo()
+    for weights, settings in ((None, tiny.settings), (miniature_weights, MINIATURE_SETTINGS)):
+        demo.configure("tiny", weights, tmp_path)
+        assert values(demo) == INPUTS | settings | {"input_image": None}
+
+
+@pytest.mark.parametrize(
+    ("model", "examples"), [("f1", page._REAL_EXAMPLES), ("tiny", page._TINY_EXAMPLES)]
+)
+def test_a_page_offers_its_models_own_examples(model: str, examples: tuple, tmp_path: Path):
+    demo = new_demo()
+    demo.configure(model, None, tmp_path)
+    blocks = demo.page().blocks.blocks.values()
+    prompts, files = (block.raw_samples for block in blocks if isinstance(block, gr.Dataset))
+    assert prompts == [[text] for _, text in examples]
+    assert files == [[str(page._EXAMPLES_FOLDER / file)] for file, _ in examples]
+
+
+@pytest.mark.parametrize("examples", [page._REAL_EXAMPLES, page._TINY_EXAMPLES])
+def test_examples_are_there(examples: tuple):
+    for file, _ in examples:
+        assert open_image(page._EXAMPLES_FOLDER / file).shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "seed", "action", "shape"),
+    [
+        ("person", 23, "fade", "person"),
+        ("walker", 31, "leave", "person"),
+        ("day", 35, "night", None),
+        ("star", 2, "spin", "star"),
+    ],
+)
+def test_the_tiny_models_examples_are_of_its_world_but_not_of_its_training(
+    file: str, seed: int, action: str, shape: str | None
+):
+    seed += TrainingConfig().unseen_seed
+    scenes = [sample_scene(seed, action=action, size=(128, 128), shape=shape)]
+    drawn = render(scenes, truth(scenes, 1))[0, :, 0].permute(1, 2, 0).numpy()
+    image = open_image(page._EXAMPLES_FOLDER / "world" / f"{file}.png")
+    assert np.abs(image - drawn.astype(float)).max() <= 1
 
 
 # Over the network
@@ -351,12 +422,14 @@ def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(
+    miniature: Models, miniature_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("outputs")
     demo = new_demo()
-    demo.configure("tiny", None, folder)
+    demo.configure("tiny", miniature_weights, folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "load_models", lambda *args, **kwargs: tiny)
+        patch.setattr(app, "load_models", lambda *args, **kwargs: miniature)
         demo.jobs.start()
         blocks = demo.page().blocks
         _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, show_error=True)
@@ -375,7 +448,8 @@ def test_only_process_is_public(client: Client):
     assert [parameter["parameter_name"] for parameter in parameters] == list(INPUTS)
     for parameter in parameters:
         if parameter["parameter_has_default"]:
-            assert parameter["parameter_default"] == INPUTS[parameter["parameter_name"]]
+            expected = INPUTS | MINIATURE_SETTINGS
+            assert parameter["parameter_default"] == expected[parameter["parameter_name"]]
 
 
 def test_only_the_image_must_be_given(client: Client):
@@ -393,7 +467,13 @@ def test_a_video_by_parameter_names(client: Client, image_file: Path):
     assert decoded.size == (96, 160)
     assert len(decoded.yuv) == 33
     told = json.loads(decoded.comment)
-    expected = {**INPUTS, **asked, "model": "tiny", "section_order": "forward"}
+    expected = {
+        **INPUTS,
+        **MINIATURE_SETTINGS,
+        **asked,
+        "model": "tiny",
+        "section_order": "forward",
+    }
     del expected["input_image"]
     assert {name: told[name] for name in expected} == expected
 

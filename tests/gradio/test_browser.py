@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from diffusers_helper.gradio.plot import guidance_table
-from diffusers_helper.models import model_resolution
 from diffusers_helper.sections import FPS
 from diffusers_helper.settings import GenerationSettings
+from tests.conftest import MINIATURE_NOTICE, MINIATURE_SETTINGS
 
 try:
     from playwright.sync_api import Browser, ConsoleMessage, Locator, expect, sync_playwright
@@ -40,6 +40,9 @@ FLAGS = [
 START_SECONDS = 90
 PAGE_SECONDS = 20
 JOB_SECONDS = 90
+
+RESOLUTION = 128
+SCALE = f"{MINIATURE_SETTINGS['gs']:.2f}"
 
 BETA, LENGTH = "Adaptive CFG Beta", "Total Video Length (Seconds)"
 WINDOW, STEPS, CFG = "Latent Window Size", "Steps", "CFG Scale"
@@ -85,8 +88,12 @@ class Visitor:
         self.video = self.page.locator("#result-video video")
         latents = self.page.locator(".block").filter(has_text="Next Latents")
         self.preview = latents.locator("img")
+        self.image = self.page.get_by_test_id("image").locator("img")
+        self.remove_image = self.page.get_by_label("Remove Image")
+        self.prompt = self.page.get_by_label("Prompt", exact=True)
         self.page.goto(url)
         self.wait_for_plot()
+        self.remove_image.wait_for()  # an example is there from the start
 
     def _note(self, message: "ConsoleMessage") -> None:
         if message.type == "error":
@@ -116,10 +123,10 @@ class Visitor:
         return self.page.locator("#guidance-plot .plot_marks path").get_attribute("d")
 
     def upload(self, image: Path) -> None:
-        if (remove := self.page.get_by_label("Remove Image")).is_visible():
-            remove.click()
+        if self.remove_image.is_visible():
+            self.remove_image.click()
         self.page.locator("input[type=file]").first.set_input_files(image)
-        self.page.get_by_label("Remove Image").wait_for()
+        self.remove_image.wait_for()
 
     def set(self, numbers: dict[str, float]) -> None:
         for label, value in numbers.items():
@@ -185,13 +192,16 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture(scope="module")
-def server(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    browser: "Browser", miniature_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     served = Server(f"http://127.0.0.1:{port}", folder / "server.log", folder / "outputs")
-    options = ["--model", "tiny", "--port", str(port), "--output-dir", str(served.outputs)]
+    options = ["--model", "tiny", "--weights", str(miniature_weights)]
+    options += ["--port", str(port), "--output-dir", str(served.outputs)]
     with served.log.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "demo_gradio_f1.py", *options],
@@ -277,18 +287,32 @@ def tall(pictures: Path) -> Path:
     return pictures / "tall.jpg"
 
 
+def test_a_press_of_start_is_all_that_is_needed(visitor: Visitor):
+    expect(visitor.image).to_have_attribute("src", re.compile("/person.png$"))
+    expect(visitor.prompt).to_have_value("The person gradually fades away and disappears")
+    for label, name in ((LENGTH, "total_second_length"), ("Distilled CFG Scale", "gs")):
+        number = visitor.page.get_by_label(f"number input for {label}", exact=True)
+        expect(number).to_have_value(f"{MINIATURE_SETTINGS[name]:g}")
+    expect(visitor.page.locator("#notice")).to_have_text(MINIATURE_NOTICE)
+    visitor.set({STEPS: 2})  # it would come to an end with 25 as well, but later
+    visitor.start.click()
+    visitor.sees_job_end(ONE_FINISHED)
+    assert visitor.shown().size == (128, 128)
+    assert visitor.errors == []
+
+
 def test_from_an_image_to_a_video_that_plays(visitor: Visitor, wide: Path):
     visitor.upload(wide)
     visitor.set({LENGTH: 2, STEPS: 3})
     expect(visitor.page.locator("#guidance-plot .hover_marks path")).to_have_count(3)
-    expect(visitor.note).to_have_text("Constant: Distilled CFG Scale 10.00 at every step.")
-    assert visitor.plotted() == [10.0] * 3
+    expect(visitor.note).to_have_text(f"Constant: Distilled CFG Scale {SCALE} at every step.")
+    assert visitor.plotted() == [float(SCALE)] * 3
     line = visitor.line()
 
     visitor.set({BETA: 0.7})
-    settings = GenerationSettings(steps=3, adaptive_cfg_beta=0.7)
-    guidance = list(guidance_table(model_resolution("tiny"), wide, settings)["guidance"])
-    figures = rf"10\.00: {guidance[0]:.2f} at the first step, {guidance[-1]:.2f} at the last"
+    settings = GenerationSettings(**MINIATURE_SETTINGS | {"steps": 3, "adaptive_cfg_beta": 0.7})
+    guidance = list(guidance_table(RESOLUTION, wide, settings)["guidance"])
+    figures = rf"{SCALE}: {guidance[0]:.2f} at the first step, {guidance[-1]:.2f} at the last"
     expect(visitor.note).to_have_text(re.compile(rf"Acts on Distilled CFG Scale {figures}"))
     expect(visitor.page.locator("#guidance-plot .plot_marks path")).not_to_have_attribute("d", line)
     assert visitor.plotted() == pytest.approx(guidance, abs=0.01)
@@ -392,7 +416,9 @@ def test_a_closed_tab_troubles_nobody(new_visitor: Callable[[], Visitor], wide: 
 def test_an_error_is_read_on_the_page_and_the_next_job_works(
     visitor: Visitor, pictures: Path, wide: Path, picture: str | None, told: str
 ):
-    if picture is not None:
+    if picture is None:
+        visitor.remove_image.click()
+    else:
         visitor.upload(pictures / picture)
     visitor.start.click()
     visitor.sees_job_end(told)
@@ -403,23 +429,23 @@ def test_an_error_is_read_on_the_page_and_the_next_job_works(
 
 
 def test_the_quick_list_fills_the_prompt(visitor: Visitor):
-    prompt = visitor.page.get_by_label("Prompt", exact=True)
-    expect(prompt).to_have_value("")
     for text in (
+        "The person walks out of the frame to the right",
+        "The scene turns from day to night",
+        "The star spins around",
         "The person gradually fades away and disappears",
-        "The dancer spins and jumps across the stage",
-        "The scene transitions from day to night",
     ):
         visitor.page.get_by_role("button", name=text).click()
-        expect(prompt).to_have_value(text)
+        expect(visitor.prompt).to_have_value(text)
 
 
 def test_an_example_fills_image_and_prompt(visitor: Visitor):
-    image = visitor.page.get_by_test_id("image").locator("img")
-    for file, prompt in (("dancer.png", "The dancer spins"), ("person.png", "The person")):
+    examples = visitor.page.locator(".gallery-item img")
+    expect(examples).to_have_count(4)
+    for file, prompt in (("star.png", "The star spins"), ("person.png", "The person")):
         visitor.page.locator(f'.gallery-item img[src$="{file}"]').click()
-        expect(image).to_have_attribute("src", re.compile(f"{file}$"))
-        expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(re.compile(prompt))
+        expect(visitor.image).to_have_attribute("src", re.compile(f"{file}$"))
+        expect(visitor.prompt).to_have_value(re.compile(prompt))
 
 
 def test_the_drawing_follows_every_input(visitor: Visitor):
@@ -434,13 +460,14 @@ def test_the_drawing_follows_every_input(visitor: Visitor):
     ):
         visitor.set({label: value})
         asked[name] = value
-        table = guidance_table(model_resolution("tiny"), None, GenerationSettings(**asked))
+        settings = GenerationSettings(**MINIATURE_SETTINGS | asked)
+        table = guidance_table(RESOLUTION, None, settings)
         visitor.sees_plotted(list(table["guidance"]))
 
 
 def test_the_note_speaks_of_what_is_set(visitor: Visitor):
     visitor.set({BETA: 0.8})
-    expect(visitor.note).to_contain_text("Acts on Distilled CFG Scale 10.00")
+    expect(visitor.note).to_contain_text(f"Acts on Distilled CFG Scale {SCALE}")
     expect(visitor.note).not_to_contain_text("quality may drop")
     visitor.set({BETA: 0.85})
     expect(visitor.note).to_contain_text("Above 0.8 quality may drop")

@@ -138,7 +138,7 @@ def test_with_true_cfg_the_table_is_its_scale(settings: GenerationSettings):
 @pytest.mark.parametrize("order", SectionOrder)
 @pytest.mark.parametrize("size", [WIDE, TALL])
 def test_the_table_is_what_a_whole_generation_uses(
-    tiny: Models, tmp_path: Path, draw: Callable, order: SectionOrder, size: tuple[int, int]
+    miniature: Models, tmp_path: Path, draw: Callable, order: SectionOrder, size: tuple[int, int]
 ):
     received = []
 
@@ -147,12 +147,12 @@ def test_the_table_is_what_a_whole_generation_uses(
 
     settings = settings_for(0.6, steps=3, use_teacache=False)
     file = draw(size)
-    table = guidance_table(tiny.resolution, file, settings)
-    hook = tiny.transformer.register_forward_pre_hook(note, with_kwargs=True)
+    table = guidance_table(miniature.resolution, file, settings)
+    hook = miniature.transformer.register_forward_pre_hook(note, with_kwargs=True)
     stop = threading.Event()
     try:
         image, output = open_image(file), tmp_path / "video.mp4"
-        for event in generate(tiny, image, settings, order, output, stop):
+        for event in generate(miniature, image, settings, order, output, stop):
             if isinstance(event, Progress) and event.step == settings.steps:
                 stop.set()
     finally:

@@ -15,9 +15,16 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
 from diffusers_helper.errors import WeightsError
-from diffusers_helper.models import MODEL_NAMES, load_models, loading
+from diffusers_helper.models import (
+    MODEL_NAMES,
+    ModelDescription,
+    choose_model,
+    load_models,
+    loading,
+    model_description,
+)
 from diffusers_helper.models.loading import component_folders
-from diffusers_helper.models.tiny import build_tiny
+from training.tiny_world.model import MINIATURE, build
 
 HUNYUAN = "hunyuanvideo-community/HunyuanVideo"
 REDUX = "lllyasviel/flux_redux_bfl"
@@ -37,17 +44,24 @@ VAE_WEIGHTS = f"{HUNYUAN}/vae/diffusion_pytorch_model.safetensors"
 F1_SHARD = f"{TRANSFORMERS['f1']}/diffusion_pytorch_model-00002-of-00008.safetensors"
 F1_INDEX = f"{TRANSFORMERS['f1']}/diffusion_pytorch_model.safetensors.index.json"
 
+DESCRIPTION = {
+    "resolution": 128,
+    "settings": {"gs": 4.5, "steps": 20},
+    "notice": "A model *of tests*.",
+    "latent_rgb": [[0.1 * i, 0, -0.5] for i in range(17)],
+}
+
 HTTPClientError = HfHubHTTPError.__bases__[0]  # of whichever client the hub uses
 
 
 @pytest.fixture(scope="module")
 def saved() -> dict:
-    return build_tiny()
+    return build(MINIATURE, 0)
 
 
 def transformer_of(name: str) -> torch.nn.Module:
     """The demos' transformers differ in their weights alone."""
-    transformer = build_tiny()["transformer"]
+    transformer = build(MINIATURE, 0)["transformer"]
     if name == "framepack":
         transformer.proj_out.bias.data += 1
     return transformer
@@ -55,15 +69,18 @@ def transformer_of(name: str) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def checkpoints(saved, tmp_path_factory) -> Path:
-    """Tiny models in the layout of the real repositories."""
+    """Models in the layout of the real repositories, and one as "tiny" beside them."""
     root = tmp_path_factory.mktemp("weights")
     for name in TRANSFORMERS:
         components = saved | {"transformer": transformer_of(name)}
         for attribute, folder in component_folders(name).items():
-            sharding = {"max_shard_size": "200KB"} if attribute == "text_encoder" else {}
+            sharding = {"max_shard_size": "250KB"} if attribute == "text_encoder" else {}
             if attribute == "transformer":
-                sharding = {"max_shard_size": "1MB"}
+                sharding = {"max_shard_size": "275KB"}
             components[attribute].save_pretrained(root / folder, **sharding)
+    for attribute, folder in component_folders("tiny").items():
+        saved[attribute].save_pretrained(root / folder)
+    (root / "framepack.json").write_text(json.dumps(DESCRIPTION))
     return root
 
 
@@ -427,10 +444,160 @@ def test_the_hub_fails(monkeypatch, error):
     assert "\n" not in message
 
 
-def test_tiny_needs_neither_hub_nor_folder(tmp_path, monkeypatch):
+# The tiny model
+
+
+def test_tiny_is_bundled_and_asks_no_hub(tiny, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError
 
     monkeypatch.setattr(loading, "snapshot_download", fail)
-    models = load_models("tiny", "cpu", weights=tmp_path / "nothing")
+    models = load_models("tiny", "cpu")
     assert (models.name, models.resolution) == ("tiny", 128)
+    assert_same_tensors(models.transformer, tiny.transformer)
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_another_tiny_may_take_its_place(checkpoints, saved, as_type):
+    reports = []
+    models = load_models("tiny", "cpu", weights=as_type(checkpoints), report=reports.append)
+    for network in NETWORKS:
+        assert_same_tensors(getattr(models, network), saved[network])
+    assert models.tokenizer(TEXT).input_ids == saved["tokenizer"](TEXT).input_ids
+    assert (models.resolution, models.settings) == (128, DESCRIPTION["settings"])
+    assert models.notice == DESCRIPTION["notice"]
+    assert torch.equal(models.latent_rgb, torch.tensor(DESCRIPTION["latent_rgb"]))
+    assert len(reports) == 8
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_real_model_keeps_the_settings_own_defaults(checkpoints, name):
+    models = load_models(name, "cpu", weights=checkpoints)
+    assert (models.resolution, models.settings) == (640, {})
+    assert (models.notice, models.latent_rgb) == ("", None)
+
+
+def test_a_description_is_had_without_loading(weights):
+    (weights / "vae" / "config.json").unlink()
+    described = model_description("tiny", weights)
+    assert (described.resolution, described.settings) == (128, DESCRIPTION["settings"])
+    assert described.notice == DESCRIPTION["notice"]
+    assert torch.equal(described.latent_rgb, torch.tensor(DESCRIPTION["latent_rgb"]))
+    for name in TRANSFORMERS:
+        assert model_description(name, weights) == ModelDescription(640, {}, "", None)
+
+
+def changed(**changes) -> str:
+    return json.dumps(DESCRIPTION | changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "Expecting value"),
+        ("\xff", "utf-8"),
+        (changed()[:-1], "delimiter"),
+        ("[128]", "resolution, settings, notice, latent_rgb"),
+        ('{"resolution": 128}', "resolution, settings, notice, latent_rgb"),
+        (changed(seed=1), "resolution, settings, notice, latent_rgb"),
+        (changed(resolution=100), "resolution must be one of [128, 640], got 100"),
+        (changed(resolution=[128]), "unhashable"),
+        (changed(settings={"scale": 5}), "got {'scale': 5}"),
+        (changed(settings=["gs"]), "got ['gs']"),
+        (changed(settings={"gs": 0}), "gs must be in [1, 32], got 0"),
+        (changed(settings={"gs": "5"}), "gs must be in [1, 32], got '5'"),
+        (changed(notice=None), "notice must be a text, got None"),
+        (changed(latent_rgb=None), "latent_rgb must be 17 rows of 3 numbers"),
+        (changed(latent_rgb=[]), "latent_rgb must be 17 rows of 3 numbers"),
+        (changed(latent_rgb=[[0, 0, 0]] * 16), "latent_rgb must be 17 rows of 3 numbers"),
+        (changed(latent_rgb=[[0, 0, 0], [0]]), "latent_rgb must be 17 rows of 3 numbers"),
+        (changed(latent_rgb=[["red"] * 3] * 17), "latent_rgb must be 17 rows of 3 numbers"),
+    ],
+)
+def test_a_bad_description_is_told_in_one_line(weights, content, told):
+    replace(weights / "framepack.json", content.encode("latin-1"))
+    message = error_of(weights, "tiny")
+    assert message.startswith(f"{weights / 'framepack.json'} describes no model: ")
+    assert told in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_is_no_tiny_model(tmp_path, exists):
+    root = tmp_path / "weights"
+    if exists:
+        root.mkdir()
+    message = error_of(root, "tiny")
+    assert message.startswith(f"{root} has no framepack.json.")
+    assert "training.tiny_world" in message
+    assert "hf download" not in message
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tokenizer/tokenizer.json",
+        "feature_extractor/preprocessor_config.json",
+        "vae/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_a_missing_file_of_tiny_is_named(weights, file):
+    (weights / file).unlink()
+    message = error_of(weights, "tiny")
+    assert message.startswith(f"1 files are missing: {weights / file}. ")
+    assert "training.tiny_world" in message
+    assert "hf download" not in message
+
+
+def test_a_damaged_file_of_tiny(weights):
+    file = weights / "transformer/diffusion_pytorch_model.safetensors"
+    replace(file, file.read_bytes()[:-1])
+    assert error_of(weights, "tiny").startswith(f"{file.parent} is damaged")
+
+
+def test_a_missing_tensor_of_tiny_is_named(weights):
+    file = weights / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    lost, _ = tensors.popitem()
+    file.unlink()
+    save_file(tensors, file, metadata={"format": "pt"})
+    message = error_of(weights, "tiny")
+    assert message.startswith(f"The VAE in {file.parent} lacks 1 tensors ({lost}")
+
+
+def test_a_program_without_its_model(weights, tmp_path, monkeypatch):
+    (weights / "vae/config.json").unlink()
+    for folder, told in ((tmp_path, "has no framepack.json"), (weights, "vae/config.json")):
+        monkeypatch.setattr(loading, "_BUNDLED", folder)
+        with pytest.raises(WeightsError, match="fetch the program again") as caught:
+            load_models("tiny", "cpu")
+        assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "cuda", "chosen"),
+    [
+        ("auto", False, "tiny"),
+        ("auto", True, "f1"),
+        ("f1", False, "f1"),
+        ("framepack", False, "framepack"),
+        ("tiny", True, "tiny"),
+    ],
+)
+def test_auto_is_what_the_machine_runs(monkeypatch, caplog, name, cuda, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert choose_model(name, real="f1") == chosen
+    told = [record.message for record in caplog.records]
+    if (name, cuda) == ("auto", False):
+        (line,) = told
+        assert "no CUDA GPU" in line
+    else:
+        assert told == []
+
+
+def test_the_libraries_show_bars_again_after_loading(checkpoints, capsys):
+    load_models("tiny", "cpu", weights=checkpoints)
+    assert capsys.readouterr().err == ""
+    for library in (loading.diffusers_logging, loading.transformers_logging):
+        assert library.is_progress_bar_enabled()

@@ -13,13 +13,14 @@ NETWORKS = ("text_encoder", "text_encoder_2", "image_encoder", "vae", "transform
 CAPTIONS = ["The person walks to the right", "A red star spins around and around"]
 LATENT_RGB = torch.linspace(-1, 1, 17 * 3).view(17, 3)
 SETTINGS = {"gs": 3.5, "total_second_length": 1.2}
+NOTICE = "It knows *nothing*."
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was saved."""
     folder = tmp_path_factory.mktemp("saved")
-    save(build(MINIATURE, 5, CAPTIONS), folder, 128, SETTINGS, LATENT_RGB)
+    save(build(MINIATURE, 5, CAPTIONS), folder, 128, SETTINGS, NOTICE, LATENT_RGB)
     return folder
 
 
@@ -85,6 +86,7 @@ def test_a_vocabulary_is_learned_from_captions(loaded: Models):
 
 def test_the_description_travels_with_the_weights(loaded: Models):
     assert (loaded.name, loaded.resolution, loaded.settings) == ("tiny", 128, SETTINGS)
+    assert loaded.notice == NOTICE
     torch.testing.assert_close(loaded.latent_rgb, LATENT_RGB, atol=5e-6, rtol=0)
 
 

@@ -189,6 +189,7 @@ class Run:
                 "gs": self.config.recommended_scale,
                 "total_second_length": self.config.recommended_seconds,
             },
+            self.config.notice,
             torch.tensor(json.loads((self.folder / "latent_rgb.json").read_text())),
         )
 

@@ -63,6 +63,13 @@ class TrainingConfig:
 
     recommended_scale: float = 5.0
     recommended_seconds: float = 2.0
+    notice: str = (
+        "**This is a small model, trained on a world of simple drawings.** It makes a video in "
+        "seconds and without a GPU, to show what this page and Adaptive CFG Beta do. It knows "
+        "circles, squares, triangles, stars and persons that do simple things: start from one of "
+        "the examples. Photos need the real model, which needs a CUDA GPU."
+    )
+    """What the page says of the model."""
 
 
 MINIATURE_TRAINING = TrainingConfig(
@@ -78,5 +85,9 @@ MINIATURE_TRAINING = TrainingConfig(
     batch=2,
     warm_up=1,
     window=2,
+    notice=(
+        "**This is a small model that has not been trained yet.** A video shows that everything "
+        "works, and no recognisable picture. The real model needs a CUDA GPU."
+    ),
 )
 """Goes through every stage in seconds and learns nothing."""

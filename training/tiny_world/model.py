@@ -148,6 +148,7 @@ def save(
     folder: Path,
     resolution: int,
     settings: dict[str, Any],
+    notice: str,
     latent_rgb: torch.Tensor,
 ) -> None:
     """Write components as `load_models` reads them.
@@ -157,6 +158,7 @@ def save(
         folder: gets a folder for each component, and `framepack.json`.
         resolution: of the buckets.
         settings: recommended values of `GenerationSettings`.
+        notice: what a user should know before trying it, in Markdown.
         latent_rgb: preview colours, shape [17, 3]: a row a latent channel, and the bias.
     """
     for name, component in components.items():
@@ -166,6 +168,7 @@ def save(
     description = {
         "resolution": resolution,
         "settings": settings,
+        "notice": notice,
         "latent_rgb": [[round(x, 5) for x in row] for row in latent_rgb.tolist()],
     }
     (folder / "framepack.json").write_text(json.dumps(description, indent=1) + "\n")
