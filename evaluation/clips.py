@@ -52,5 +52,11 @@ class Studio(Protocol):
         """Where the subjects are in the first frames: bool, shape [clips, height, width]; None
         where that is unknown."""
 
-    def truth(self, clips: Sequence[Clip], videos: torch.Tensor) -> list[dict[str, Any]]:
-        """What really happened in each video, by `rows.TRUTH`; empty where that is unknown."""
+    def truth(
+        self, clips: Sequence[Clip], videos: torch.Tensor, seams: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """What really happened in each video, by `rows.TRUTH`; empty where that is unknown.
+
+        Args:
+            seams: see `metrics.seam_jump`.
+        """

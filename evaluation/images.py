@@ -109,5 +109,7 @@ class Images:
     def subjects(self, clips: Sequence[Clip]) -> torch.Tensor | None:
         return None
 
-    def truth(self, clips: Sequence[Clip], videos: torch.Tensor) -> list[dict[str, Any]]:
+    def truth(
+        self, clips: Sequence[Clip], videos: torch.Tensor, seams: Sequence[int]
+    ) -> list[dict[str, Any]]:
         return [{} for _ in clips]

@@ -24,6 +24,8 @@ _TOP_SHARE = 0.05
 _ENCODED_EVERY = 10
 _STILL = 0.05
 """Grey levels; smaller steps between frames are compression's."""
+_STEP = 0.004
+"""Half a pixel of 128; how well a place can be measured."""
 
 
 def motion(videos: torch.Tensor, threads: int) -> list[float] | None:
@@ -105,6 +107,27 @@ def seam_jump(videos: torch.Tensor, seams: Sequence[int]) -> list[float | None]:
     jump = changes[:, near].amax(dim=1)
     usual = changes[:, ~near].quantile(0.95, dim=1).clamp(min=_STILL)
     return torch.where(jump < _STILL, 0.0, jump / usual).tolist()
+
+
+def centroid_jump(track: torch.Tensor, seams: Sequence[int]) -> float | None:
+    """How far a subject jumps where a section begins, against how it moves within sections.
+
+    The longest step between the frames on either side of a seam, over the 95th percentile of the
+    other steps. None without a seam, or where the subject is not in sight on both sides of one.
+
+    Args:
+        track: the subject's place in every frame, shape [frames, 2], in units of the frame's
+            shorter side; nan where it is not in sight.
+        seams: see `seam_jump`.
+    """
+    steps = track.diff(dim=0).norm(dim=1)
+    at_seam = torch.zeros_like(steps, dtype=torch.bool)
+    at_seam[[seam - 1 for seam in seams]] = True
+    within = steps[~at_seam & ~steps.isnan()]
+    jump = steps[at_seam]
+    if not len(jump) or jump.isnan().any() or not len(within):
+        return None
+    return float(jump.amax() / within.quantile(0.95).clamp(min=_STEP))
 
 
 def sharpness(videos: torch.Tensor) -> list[float]:

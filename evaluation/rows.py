@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-TRUTH = ("happened", "delay", "extent", "frozen", "shape_kept", "colour_kept")
-"""Metrics that only the small world has: fields of `training.tiny_world.measure.Outcome`."""
+OUTCOME = ("happened", "delay", "extent", "frozen", "shape_kept", "colour_kept")
+"""Fields of `training.tiny_world.measure.Outcome`."""
+TRUTH = (*OUTCOME, "centroid_jump")
+"""Metrics that only the small world has."""
 METRICS = (
     *TRUTH,
     "motion",

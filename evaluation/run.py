@@ -169,16 +169,17 @@ class _Evaluation:
             logger.warning("The model returned NaN for %s, %s", clips[0].id, job.arm.name)
             return rows
         section = 4 * settings.latent_window_size
+        seams = range(1 + section, videos.shape[2], section)
         measured = {
             "motion": metrics.motion(videos, threads),
             "subject_similarity": metrics.subject_similarity(videos, self._studio.subjects(clips)),
             "encoder_similarity": metrics.encoder_similarity(
                 videos, self._models, settings.gpu_memory_preservation
             ),
-            "seam_jump": metrics.seam_jump(videos, range(1 + section, videos.shape[2], section)),
+            "seam_jump": metrics.seam_jump(videos, seams),
             "sharpness": metrics.sharpness(videos),
         }
-        truths = self._studio.truth(clips, videos)
+        truths = self._studio.truth(clips, videos, seams)
         for i, (clip, row) in enumerate(zip(clips, rows, strict=True)):
             row |= {name: values[i] for name, values in measured.items() if values is not None}
             row |= truths[i]

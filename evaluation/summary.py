@@ -20,6 +20,7 @@ _SHOWN = {
     "frozen": ("frozen, %", 100, 0),
     "shape_kept": ("shape kept, %", 100, 0),
     "colour_kept": ("colour kept, %", 100, 0),
+    "centroid_jump": ("centroid jump", 1, 2),
     "motion": ("motion, pixels a frame", 1, 2),
     "subject_similarity": ("subject similarity", 1, 3),
     "encoder_similarity": ("encoder similarity", 1, 4),

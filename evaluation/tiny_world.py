@@ -11,7 +11,8 @@ from diffusers_helper.models import Models
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 from evaluation.clips import Clip
-from evaluation.rows import TRUTH
+from evaluation.metrics import centroid_jump
+from evaluation.rows import OUTCOME
 from training.tiny_world.captions import caption
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.measure import measure
@@ -89,9 +90,14 @@ class TinyWorld:
         without = replace(first, opacity=torch.zeros_like(first.opacity))
         return (render(scenes, first) != render(scenes, without)).any(dim=1)[:, 0]
 
-    def truth(self, clips: Sequence[Clip], videos: torch.Tensor) -> list[dict[str, Any]]:
-        outcomes = measure([clip.source for clip in clips], videos)
-        return [{name: _number(getattr(outcome, name)) for name in TRUTH} for outcome in outcomes]
+    def truth(
+        self, clips: Sequence[Clip], videos: torch.Tensor, seams: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        return [
+            {name: _number(getattr(outcome, name)) for name in OUTCOME}
+            | {"centroid_jump": centroid_jump(outcome.track, seams)}
+            for outcome in measure([clip.source for clip in clips], videos)
+        ]
 
 
 def _number(value: float) -> float | None:

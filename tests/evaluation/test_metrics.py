@@ -58,6 +58,29 @@ def test_similarity_is_taken_where_the_subject_was():
     assert metrics.subject_similarity(clip, ~subject) == [1]
 
 
+def test_centroid_jump_is_the_step_at_the_seam_over_those_within():
+    even = torch.linspace(0, 1, 41)[:, None] * torch.tensor([0.6, 0.8])
+    assert metrics.centroid_jump(even, [20]) == pytest.approx(1, rel=1e-4)
+    jumps = even.clone()
+    jumps[20:, 0] += 0.1  # on top of a step of 0.025
+    length = (0.115**2 + 0.02**2) ** 0.5
+    assert metrics.centroid_jump(jumps, [20]) == pytest.approx(length / 0.025, rel=1e-4)
+    assert metrics.centroid_jump(jumps, [10, 20]) == pytest.approx(length / 0.025, rel=1e-4)
+    assert metrics.centroid_jump(jumps, [19]) == pytest.approx(1, rel=1e-4)  # one of 39 others
+
+
+def test_centroid_jump_is_of_a_subject_in_sight_and_no_smaller_than_can_be_measured():
+    still = torch.zeros(41, 2)
+    still[20:] += 1e-5
+    assert metrics.centroid_jump(still, [20]) < 0.01
+    assert metrics.centroid_jump(still, []) is None
+    gone = still.clone()
+    gone[25:] = torch.nan
+    assert metrics.centroid_jump(gone, [20]) is not None
+    assert metrics.centroid_jump(gone, [25]) is None
+    assert metrics.centroid_jump(torch.full((41, 2), torch.nan), [20]) is None
+
+
 def test_seam_jump_is_the_step_at_the_seam_over_those_elsewhere():
     brightness = torch.arange(20) * 2
     brightness[10:] += 8  # between frames 9 and 10 a step of 10 instead of 2

@@ -42,7 +42,7 @@ def test_what_is_not_defined_is_none(miniature):
     clips = world_clips(["still"], seeds=1)
     scenes = [clip.source for clip in clips]
     videos = render(scenes, truth(scenes, 20))
-    (measured,) = TinyWorld(miniature, SectionOrder.FORWARD).truth(clips, videos)
+    (measured,) = TinyWorld(miniature, SectionOrder.FORWARD).truth(clips, videos, [9])
     assert tuple(measured) == TRUTH
     assert (measured["happened"], measured["frozen"], measured["delay"]) == (1.0, 1.0, None)
 

@@ -21,7 +21,7 @@ from training.tiny_world.data import Clips, clip_frames, encode_clips
 from training.tiny_world.flow import Interrupted, distil_guidance, train_flow
 from training.tiny_world.model import build, save
 from training.tiny_world.vae import fit_latent_rgb, normalise_latents, train_vae
-from training.tiny_world.world import render, sample_scene, truth
+from training.tiny_world.world import render, sample_scene, subject_box, truth
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +126,15 @@ class Run:
             }
         vae = self._build()["vae"]
         losses = train_vae(vae, self.config, self._device)
-        psnr, latent_rgb = self._finish_vae(vae)
+        quality, latent_rgb = self._finish_vae(vae)
         vae.to(torch.float16).save_pretrained(self.folder / "vae")
         (self.folder / "latent_rgb.json").write_text(json.dumps(latent_rgb.tolist()))
-        return {"losses": losses, "psnr": psnr}
+        return {"losses": losses, **quality}
 
     @torch.no_grad()
-    def _finish_vae(self, vae: AutoencoderKLHunyuanVideo) -> tuple[float, torch.Tensor]:
-        """Give the latents their scale; returns PSNR in dB and the preview's colours."""
+    def _finish_vae(self, vae: AutoencoderKLHunyuanVideo) -> tuple[dict[str, float], torch.Tensor]:
+        """Give the latents their scale; returns PSNR in dB, of whole frames and around subjects,
+        and the preview's colours."""
         config = self.config
         count = min(_STATISTICS_CLIPS, config.clips)
         scenes = [sample_scene(config.unseen_seed - 1 - i, size=(128, 128)) for i in range(count)]
@@ -143,18 +144,25 @@ class Run:
         unscaled = unscaled / vae.config.scaling_factor
         dims = (0, 2, 3, 4)
         normalise_latents(vae, unscaled.mean(dims), unscaled.std(dims))
-        latents, colours, errors = [], [], []
+        latents, colours, errors, subject_errors = [], [], [], []
         for group in groups:
             some, _ = encode_clips(vae, group, frames, self._device)
-            pixels = render(group, truth(group, frames), self._device).float() / 255
+            values = truth(group, frames)
+            pixels = render(group, values, self._device).float() / 255
             decoded = vae.decode(some / vae.config.scaling_factor, return_dict=False)[0]
             decoded = (decoded * 0.5 + 0.5).clamp(0, 1)
-            errors.append((decoded - pixels).square().mean(dim=(1, 2, 3, 4)))
+            squares = (decoded - pixels).square().mean(dim=1)
+            subject = subject_box(group, values).to(squares)
+            errors.append(squares.mean(dim=(1, 2, 3)))
+            subject_errors.append((squares * subject).sum((1, 2, 3)) / subject.sum((1, 2, 3)))
             latents.append(some)
             # The last frame of each latent frame, as the first has only one.
             colours.append(F.avg_pool3d(pixels[:, :, ::4], (1, 8, 8)))
-        psnr = float((-10 * torch.cat(errors).log10()).mean())
-        return psnr, fit_latent_rgb(torch.cat(latents), torch.cat(colours))
+        quality = {
+            name: float((-10 * torch.cat(some).log10()).mean())
+            for name, some in (("psnr", errors), ("subject_psnr", subject_errors))
+        }
+        return quality, fit_latent_rgb(torch.cat(latents), torch.cat(colours))
 
     def _train_flow(self) -> dict[str, Any]:
         components = self._load(None)
