@@ -14,7 +14,7 @@ def test_all_stages_end_in_a_model_that_loads(tmp_path: Path, capsys: pytest.Cap
     assert not (run / "student").exists()
     assert main(["--output", str(run), "--miniature"]) == 0
     facts = json.loads((run / "facts.json").read_text())
-    assert list(facts) == ["config", "vae", "flow", "distil"]
+    assert facts["seconds"].keys() == {"vae", "flow", "distil"} <= facts.keys()
 
     models = load_models("tiny", "cpu", run / "student")
     teacher = load_models("tiny", "cpu", run / "teacher")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import platform
 import shutil
 import sys
 import time
@@ -73,7 +74,10 @@ class Run:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._facts_file = folder / "facts.json"
         if not self._facts_file.exists():
+            on_gpu = self._device.type == "cuda"
+            device = torch.cuda.get_device_name() if on_gpu else platform.machine()
             self._note("config", asdict(config))
+            self._note("machine", {"device": device, "torch": torch.__version__})
 
     def stage(self, name: str) -> None:
         """Run a stage unless it is done.
@@ -84,14 +88,19 @@ class Run:
         if name in self.facts():
             return
         began = time.monotonic()
-        facts = {"vae": self._train_vae, "flow": self._train_flow, "distil": self._distil}[name]()
-        seconds = round(time.monotonic() - began, 1)
-        # Of the last run only, where a stage took several.
-        self._note(name, facts | {"seconds": seconds})
+        train = {"vae": self._train_vae, "flow": self._train_flow, "distil": self._distil}[name]
+        try:
+            facts = train()
+        finally:
+            spent = self.facts().get("seconds", {})
+            spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
+            self._note("seconds", spent)
+        self._note(name, facts)
         logger.info("Stage %s is done: %s", name, facts)
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the training: its config, and each finished stage by name."""
+        """What is known of the training: its config and machine, the seconds spent on each stage,
+        and each finished stage by name."""
         return json.loads(self._facts_file.read_text())
 
     def _note(self, name: str, value: dict[str, Any]) -> None:

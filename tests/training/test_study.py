@@ -1,0 +1,106 @@
+import math
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evaluation import __main__ as evaluation
+from training.tiny_world import __main__ as training
+from training.tiny_world import study
+from training.tiny_world.study import Job, plan_jobs, run_jobs
+
+FOLDER = Path("/somewhere/a study")
+PARSERS = {"training.tiny_world": training._parser, "evaluation": evaluation._parser}
+
+
+def planned() -> list[Job]:
+    return plan_jobs(FOLDER, ["--set", "batch=64"], ["--steps=7"], "0,0.5", seeds=4)
+
+
+def test_jobs_are_what_the_commands_understand():
+    for job in planned():
+        option, _ = study._LIMITS[job.module]
+        options = PARSERS[job.module]().parse_args([*job.arguments, option, "3.00"])
+        assert options.output.parent == FOLDER, job.name
+        if job.module == "evaluation":
+            assert options.steps == 7 and options.weights.parent.parent == FOLDER, job.name
+        else:
+            assert ("batch", 64) in options.set, job.name
+
+
+def test_jobs_come_after_what_they_need_and_have_names_of_their_own():
+    jobs = planned()
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for i, job in enumerate(jobs):
+        assert set(job.needs) <= set(names[:i]), job.name
+        assert "/" not in job.name
+
+
+def test_the_card_is_of_the_first_seed_and_results_are_of_both():
+    weights = {}
+    for job in planned():
+        if job.module == "evaluation":
+            options = PARSERS["evaluation"]().parse_args(job.arguments)
+            of = options.weights.relative_to(FOLDER).as_posix()
+            weights.setdefault(options.output.name, set()).add(of)
+            assert options.controls == (options.output.name == "results")
+    assert weights["check"] == {"seed0/student", "seed0/teacher", "healthy/teacher"}
+    assert weights["results"] == {f"seed{n}/{m}" for n in (0, 1) for m in ("student", "teacher")}
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Jobs whose commands are a line of Python each, which may note something."""
+    notes, python = tmp_path / "notes", sys.executable
+    monkeypatch.setattr(study, "_LIMITS", {"line": ("limit", 1.0)})
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    shell = f"""#!/bin/sh
+exec {python} -c "$3" "$CUDA_VISIBLE_DEVICES" {notes}
+"""
+    (tmp_path / "python").write_text(shell)
+    (tmp_path / "python").chmod(0o755)
+
+    def noted() -> list[str]:
+        return notes.read_text().split() if notes.exists() else []
+
+    return noted
+
+
+def line(name: str, *needs: str, status: int = 0) -> Job:
+    code = "import sys, time; time.sleep(0.2); f = open(sys.argv[2], 'a'); "
+    code += f"f.write('{name}:' + sys.argv[1] + ' '); f.close(); print('told'); sys.exit({status})"
+    return Job(name, "line", (code,), needs)
+
+
+def test_what_is_done_is_not_done_again(tmp_path, commands):
+    jobs = [line("a"), line("b", "a"), line("c", "b")]
+    logs = tmp_path / "logs"
+    assert run_jobs(jobs[:2], logs, [None], math.inf) == {"a", "b"}
+    assert run_jobs(jobs, logs, [None], math.inf) == {"a", "b", "c"}
+    assert [note.split(":")[0] for note in commands()] == ["a", "b", "c"]
+    assert (logs / "c.txt").read_text() == "told\n"
+
+
+def test_every_gpu_has_one_job_at_a_time(tmp_path, commands, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
+    jobs = [line("a"), line("b"), line("c", "a", "b")]
+    run_jobs(jobs, tmp_path, [0, 1], math.inf)
+    notes = dict(note.split(":") for note in commands())
+    assert {notes["a"], notes["b"]} == {"0", "1"} and notes["c"] in ("0", "1")
+
+
+def test_nothing_is_begun_when_time_is_up_and_what_ran_out_of_time_is_not_done(tmp_path, commands):
+    jobs = [line("a", status=3), line("b", "a"), line("c")]
+    assert run_jobs(jobs, tmp_path, [None], time.monotonic() + 5) == set()
+    assert commands() == []
+    assert run_jobs(jobs, tmp_path, [None], math.inf) == {"c"}
+    assert [note.split(":")[0] for note in commands()] == ["a", "c"]
+
+
+def test_a_failure_is_told_and_begins_nothing_more(tmp_path, commands):
+    jobs = [line("a", status=1), line("b")]
+    with pytest.raises(RuntimeError, match=f"a failed: see {tmp_path}"):
+        run_jobs(jobs, tmp_path, [None], math.inf)
+    assert [note.split(":")[0] for note in commands()] == ["a"]

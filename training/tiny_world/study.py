@@ -1,0 +1,226 @@
+"""All that docs/results.md tells of: `python -m training.tiny_world.study --help`.
+
+Two trainings from different seeds, a third without the still clips, what their models do, and the
+card of the first.
+"""
+
+import argparse
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evaluation.summary import write_summary
+from training.tiny_world import sheet
+from training.tiny_world.card import HEALTHY, SCALES, STUDENT, TEACHER, write_card
+
+logger = logging.getLogger(__name__)
+
+_TIME_IS_UP = 3
+"""Exit status of a command that goes on when it is run again."""
+_LEAST = 20.0
+"""Seconds left that a command is begun with."""
+_TRAINING, _EVALUATION = "training.tiny_world", "evaluation"
+_LIMITS = {_TRAINING: ("--minutes", 60.0), _EVALUATION: ("--time-limit", 1.0)}
+"""How each command is told its time: an option, and its unit in seconds."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that has a GPU to itself."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Names of jobs to be done before."""
+
+
+def plan_jobs(
+    folder: Path, training: Sequence[str], evaluation: Sequence[str], betas: str, seeds: int
+) -> list[Job]:
+    """All jobs, those first that others wait for.
+
+    Args:
+        folder: of the study.
+        training, evaluation: further arguments of all trainings, and of all evaluations.
+        betas: as `evaluation` takes them.
+        seeds: of each action; twice as many where the model that is shipped is judged.
+    """
+
+    def train(output: str, *arguments: str, name: str = "", needs: Sequence[str] = ()) -> Job:
+        arguments = (f"--output={folder / output}", *training, *arguments)
+        return Job(name or output, _TRAINING, arguments, tuple(needs))
+
+    def evaluate(output: str, label: str, weights: str, *arguments: str) -> Job:
+        of = (f"--output={folder / output}", f"--label={label}", f"--weights={folder / weights}")
+        name = " ".join([output, label, *(a.strip("-") for a in arguments)])
+        needs = (weights.split("/")[0],)
+        return Job(name, _EVALUATION, (*of, *kinds[output], *evaluation, *arguments), needs)
+
+    kinds = {
+        "check": ("--actions=all", "--betas=0", "--no-controls", "--videos=0"),
+        "results": (f"--betas={betas}", f"--seeds={seeds}"),
+    }
+    vae = ("--vae", str(folder / "seed0"))
+    scales = ",".join(f"{scale:g}" for scale in SCALES)
+    still = ("--set", "still_share=0", "--until", "flow")
+    few, many = f"--seeds={seeds}", f"--seeds={2 * seeds}"
+    both = ("seed0", "seed1")
+    return [
+        train("seed0", "--until", "vae", name="vae"),
+        train("seed0", needs=["vae"]),
+        train("seed1", *vae, "--set", "seed=1", needs=["vae"]),
+        train(HEALTHY, *vae, *still, needs=["vae"]),
+        evaluate("check", STUDENT, "seed0/student", many),
+        evaluate("check", STUDENT, "seed0/student", few, f"--scales={scales}"),
+        evaluate("check", TEACHER, "seed0/teacher", few, f"--cfg={scales}"),
+        evaluate("check", HEALTHY, f"{HEALTHY}/teacher", few, "--cfg=1"),
+        *(evaluate("results", seed, f"{seed}/student") for seed in both),
+        *(evaluate("results", seed, f"{seed}/student", "--shift=7") for seed in both),
+        *(evaluate("results", seed, f"{seed}/teacher", "--cfg=6,10") for seed in both),
+    ]
+
+
+def run_jobs(
+    jobs: Sequence[Job], logs: Path, gpus: Sequence[int | None], deadline: float
+) -> set[str]:
+    """Run those that are not done yet, one on each GPU at a time.
+
+    Args:
+        logs: folder of what the commands print, and of marks of what is done.
+        gpus: numbers of those to use; None is the CPU.
+        deadline: by `time.monotonic`.
+
+    Returns:
+        Names of the jobs that are done, now or before.
+
+    Raises:
+        RuntimeError: a job failed; the others that had begun are finished.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    done = {job.name for job in jobs if _mark(logs, job).exists()}
+    waiting = [job for job in jobs if job.name not in done]
+    running: dict[Future[int], tuple[Job, int | None]] = {}
+    free, failed = list(gpus), []
+    with ThreadPoolExecutor(len(gpus)) as pool:
+        while True:
+            ready = [job for job in waiting if done.issuperset(job.needs)]
+            late = deadline - time.monotonic() < _LEAST
+            for job in [] if late or failed else ready[: len(free)]:
+                waiting.remove(job)
+                gpu = free.pop(0)
+                logger.info("%s has begun", job.name)
+                running[pool.submit(_run, job, logs, gpu, deadline)] = job, gpu
+            if not running:
+                break
+            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                job, gpu = running.pop(ended)
+                free.append(gpu)
+                status = ended.result()
+                logger.info("%s has ended with status %d", job.name, status)
+                if status == 0:
+                    done.add(job.name)
+                    _mark(logs, job).touch()
+                elif status != _TIME_IS_UP:
+                    failed.append(job.name)
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} failed: see {logs}")
+    return done
+
+
+def _run(job: Job, logs: Path, gpu: int | None, deadline: float) -> int:
+    option, unit = _LIMITS[job.module]
+    left = max(deadline - time.monotonic(), 0.0) / unit
+    limit = [] if math.isinf(left) else [option, f"{left:.2f}"]
+    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    command = [sys.executable, "-m", job.module, *job.arguments, *limit]
+    with (logs / f"{job.name}.txt").open("a") as log:
+        return subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+        ).returncode
+
+
+def _mark(logs: Path, job: Job) -> Path:
+    return logs / f"{job.name}.done"
+
+
+def write_model(folder: Path) -> Path:
+    """Put together what is shipped: the first student with its card, and a picture of its clips.
+
+    Returns:
+        Its folder.
+    """
+    model = folder / "model"
+    shutil.copytree(folder / "seed0" / "student", model, dirs_exist_ok=True)
+    write_card(folder / "seed0", folder / "check", model)
+    sheet.main(["--weights", str(model), "--output", str(folder / "actions.png")])
+    return model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 failed, 3 time was up before."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    deadline = time.monotonic() + 60 * options.minutes
+    training = [word for setting in options.set for word in ("--set", setting)]
+    evaluation = []
+    if options.miniature:
+        training.append("--miniature")
+        evaluation += ["--steps=1", "--seconds=1"]
+    jobs = plan_jobs(options.output, training, evaluation, options.betas, options.seeds)
+    gpus = list(range(torch.cuda.device_count())) or [None]
+    try:
+        done = run_jobs(jobs, options.output / "logs", gpus, deadline)
+    except RuntimeError as error:
+        logger.error("%s", error)
+        return 1
+    if done.issuperset(job.name for job in jobs if job.name.startswith("check ")):
+        logger.info("The model is in %s", write_model(options.output))
+    if len(done) < len(jobs):
+        logger.info("%d of %d are done; the same command goes on", len(done), len(jobs))
+        return _TIME_IS_UP
+    write_summary(options.output / "results")
+    logger.info("The results are in %s", options.output / "results" / "summary.md")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.tiny_world.study",
+        description="Train the small model from two seeds, and once without still clips; measure "
+        "how good it is and what Step-Adaptive CFG does. On all GPUs there are. Run it again to go "
+        "on.",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after these; go on by another run"
+    )
+    parser.add_argument("--seeds", type=int, default=32, help="scenes of each action (default: 32)")
+    parser.add_argument(
+        "--betas", default="0,0.3,0.5,0.7,0.8,1", help="(default: 0,0.3,0.5,0.7,0.8,1)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of all trainings, such as flow_steps=4000",
+    )
+    parser.add_argument(
+        "--miniature", action="store_true", help="everything in minutes on a CPU, telling nothing"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
