@@ -1,11 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffusers_helper.hunyuan import encode_prompt_conds
+from training.tiny_world.captions import caption
 from training.tiny_world.config import MINIATURE_TRAINING
 from training.tiny_world.data import Clips, Text
+from training.tiny_world.world import sample_scene
 
 CPU = torch.device("cpu")
 WINDOW = MINIATURE_TRAINING.window
@@ -59,6 +62,19 @@ def test_targets_lie_behind_their_start_image(clips: Clips):
                     if torch.equal(latents[:, place[0] - 1], last):
                         checked += 1
     assert checked
+
+
+def test_a_late_clip_is_told_as_still_at_first(untrained: dict, tmp_path: Path):
+    config = replace(MINIATURE_TRAINING, late_share=1.0, still_share=0.0, clips=8)
+    clips = Clips(untrained, config, CPU, tmp_path / "clips.pt")
+    still = {caption(sample_scene(seed, "still"), 0) for seed in range(400)}
+    verbs = {phrase.split()[-1].strip(".") for phrase in still}
+    for group in clips._groups:
+        for is_first, by_length in group.captions.items():
+            tokens = [llama for some in by_length.values() for _, llama, _ in some]
+            told = [untrained["tokenizer"].decode(llama) for llama in tokens]
+            assert len(told) == config.wordings * len(group.latents)
+            assert all(any(verb in text for verb in verbs) for text in told) == is_first
 
 
 def test_clips_are_kept(clips: Clips, untrained: dict, tmp_path: Path):

@@ -87,6 +87,18 @@ def test_the_share_of_still_clips_is_kept_whatever_the_caption(share):
         assert sum(still) / len(still) == pytest.approx(share, abs=0.05 if share == 0.5 else 0)
 
 
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_begins_late_is_the_same_later(action):
+    quiet = 36
+    at_once = sample_scene(3, action, SIZES[0])
+    late = sample_scene(3, action, SIZES[0], quiet=quiet / 30)
+    assert replace(late, begin=at_once.begin) == at_once
+    pixels = render([late], truth([late], quiet + FRAMES)).int()
+    expected = render([at_once], truth([at_once], FRAMES)).int()
+    assert (pixels[:, :, :quiet] - expected[:, :, :1]).abs().max() == 0
+    assert (pixels[:, :, quiet:] - expected).abs().max() <= 1
+
+
 def test_in_a_still_clip_nothing_changes():
     scene = replace(sample_scene(4, "leave", SIZES[0]), happens=False)
     clip = render([scene], truth([scene], 61))

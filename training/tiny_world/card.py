@@ -143,6 +143,8 @@ measured without a GPU. Parameters in millions: {sizes}.
   of seeds from {config["unseen_seed"]:,} on are in no training.
 - In {config["still_share"]:.0%} of the clips nothing happens, whatever the caption tells: the
   stillness of image-to-video models, on purpose.
+- In {config["late_share"]:.0%} the action begins with the second section; the first is captioned
+  as still.
 - {config["forward_share"]:.0%} of the batches have FramePack-F1's order of sections, the others
   FramePack's.
 

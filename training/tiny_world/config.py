@@ -36,6 +36,8 @@ class TrainingConfig:
     """Encoded once, for the transformer."""
     long_share: float = 0.25
     """Of clips with three sections; the others have two."""
+    late_share: float = 0.25
+    """Of clips whose action begins with their second section; the first is captioned as still."""
     wordings: int = 4
     """Captions of each clip."""
     flow_steps: int = 6000

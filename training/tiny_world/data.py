@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,9 @@ class _Group:
     latents: torch.Tensor
     """Shape [clips, 16, latent frames, height, width]."""
     thumbnails: torch.Tensor
-    clips_by_length: dict[int, list[tuple[int, list[int], list[int]]]]
-    """Of each length of caption: clip, Llama's tokens, CLIP's tokens."""
+    captions: dict[bool, dict[int, list[tuple[int, list[int], list[int]]]]]
+    """For first sections (True) and for later ones, of each length: clip, Llama's tokens, CLIP's
+    tokens."""
 
 
 class Clips:
@@ -116,7 +117,14 @@ class Clips:
         self, size: tuple[int, int], sections: int, seeds: list[int], components: dict[str, Any]
     ) -> _Group:
         config = self._config
-        scenes = [sample_scene(s, size=size, still_share=config.still_share) for s in seeds]
+        section = LATENT_FRAME * config.window / FPS
+        late = [random.Random(f"{seed} late").random() < config.late_share for seed in seeds]
+        scenes = [
+            sample_scene(
+                seed, size=size, still_share=config.still_share, quiet=section if is_late else 0.0
+            )
+            for seed, is_late in zip(seeds, late, strict=True)
+        ]
         side = config.model.image_side
         latents, thumbnails = [], []
         for i in range(0, len(scenes), _ENCODED_AT_ONCE):
@@ -127,25 +135,21 @@ class Clips:
             latents.append(encoded)
             small = F.interpolate(first, (side, side), mode="bicubic", antialias=True)
             thumbnails.append(small.clamp(-1, 1).to(encoded.dtype))
-        clips_by_length = defaultdict(list)
-        for i, scene in enumerate(scenes):
-            captions = [caption(scene, seed) for seed in range(config.wordings)]
-            for llama, clip in self._text.tokens(captions):
-                clips_by_length[len(llama)].append((i, llama, clip))
+        captions = {True: defaultdict(list), False: defaultdict(list)}
+        for i, (scene, is_late) in enumerate(zip(scenes, late, strict=True)):
+            told = {False: scene, True: replace(scene, action="still") if is_late else scene}
+            for is_first, its_scene in told.items():
+                wordings = [caption(its_scene, seed) for seed in range(config.wordings)]
+                for llama, clip in self._text.tokens(wordings):
+                    captions[is_first][len(llama)].append((i, llama, clip))
         logger.info("Encoded %d clips of %d sections at %s", len(scenes), sections, size)
-        return _Group(sections, torch.cat(latents), torch.cat(thumbnails), clips_by_length)
+        return _Group(sections, torch.cat(latents), torch.cat(thumbnails), captions)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: always the same for the same step."""
         config = self._config
         rng = random.Random(f"{config.seed} {step}")
         group = rng.choices(self._groups, [len(g.latents) for g in self._groups])[0]
-        lengths = list(group.clips_by_length)
-        length = rng.choices(lengths, [len(group.clips_by_length[n]) for n in lengths])[0]
-        chosen = rng.choices(group.clips_by_length[length], k=config.batch)
-        clips = self._index([clip for clip, _, _ in chosen])
-        latents = group.latents[clips]
-
         forward = rng.random() < config.forward_share
         order = SectionOrder.FORWARD if forward else SectionOrder.INVERTED
         count = group.sections
@@ -153,6 +157,13 @@ class Clips:
             count = rng.choice((1, 2, 2))
         sections = plan_sections(order, count * config.window * LATENT_FRAME / FPS, config.window)
         now = rng.choice(sections)
+
+        by_length = group.captions[_windows_before(now, order) == 0]
+        lengths = list(by_length)
+        length = rng.choices(lengths, [len(by_length[n]) for n in lengths])[0]
+        chosen = rng.choices(by_length[length], k=config.batch)
+        clips = self._index([clip for clip, _, _ in chosen])
+        latents = group.latents[clips]
         history = LatentHistory(order, config.window, latents[:, :, :1])
         for section in sections[: now.number - 1]:
             history.add(section, _of_section(latents, section, order, config.window))
@@ -198,6 +209,10 @@ def _of_section(
     latents: torch.Tensor, section: Section, order: SectionOrder, window: int
 ) -> torch.Tensor:
     """The latents that a section makes of a clip, which begins with the image."""
-    before = section.number - 1 if order is SectionOrder.FORWARD else section.padding
-    first = 1 + before * window
+    first = 1 + _windows_before(section, order) * window
     return latents[:, :, first : first + window]
+
+
+def _windows_before(section: Section, order: SectionOrder) -> int:
+    """What lies between the image and a section of a clip, which has four at most."""
+    return section.number - 1 if order is SectionOrder.FORWARD else section.padding

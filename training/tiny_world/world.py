@@ -122,6 +122,7 @@ def sample_scene(
     size: tuple[int, int] | None = None,
     still_share: float = 0.0,
     shape: str | None = None,
+    quiet: float = 0.0,
 ) -> Scene:
     """A scene from a seed. Its first frame is drawn without regard to the action, as far as the
     action is possible in it.
@@ -132,6 +133,7 @@ def sample_scene(
         size: one of SIZES; None draws one.
         still_share: chance in [0, 1] that nothing happens, whatever the caption tells.
         shape: one of SHAPES; None draws one.
+        quiet: seconds more before anything happens.
     """
     rng = random.Random(seed)
     size = size or rng.choices(SIZES, (3, 1, 1))[0]
@@ -157,7 +159,7 @@ def sample_scene(
         scenery=tuple(rng.random() for _ in range(12)),
         action=action,
         happens=rng.random() >= still_share,
-        begin=rng.uniform(0.1, 0.35),
+        begin=quiet + rng.uniform(0.1, 0.35),
         duration=rng.uniform(0.9, 1.5),
         amount=rng.random(),
         direction=rng.choice((-1, 1)),
