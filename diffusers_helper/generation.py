@@ -305,6 +305,8 @@ def _sample(
         device=models.device,
         adaptive_cfg_beta=settings.adaptive_cfg_beta,
         adaptive_cfg_min=settings.adaptive_cfg_min,
+        low_pass_factor=settings.low_pass_factor,
+        low_pass_sigma=settings.low_pass_sigma,
         **{name: condition.to(models.device) for name, condition in conditions.items()},
     )
 

@@ -67,6 +67,17 @@ class GenerationSettings:
     adaptive_cfg_min: float = _setting(
         1.0, "The guidance that beta 1 gives at the highest noise.", 1, 10, 0.1
     )
+    low_pass_factor: float = _setting(
+        1.0,
+        "1=disabled. Below it, start image and last frame are shown at this fraction of their "
+        "resolution while noise is high. Experimental, not measured on FramePack yet.",
+        0.1,
+        1,
+        0.025,
+    )
+    low_pass_sigma: float = _setting(
+        0.9, "The low-pass acts while the noise level is this or more.", 0, 1, 0.01
+    )
 
     def __post_init__(self) -> None:
         for setting in fields(self):

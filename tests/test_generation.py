@@ -280,6 +280,8 @@ def latents_of(models: Models, output: Path, **changes) -> np.ndarray:
         ({}, {"gs": 3.0}),
         ({}, {"adaptive_cfg_beta": 0.7}),
         ({"adaptive_cfg_beta": 0.7}, {"adaptive_cfg_min": 5.0}),
+        ({}, {"low_pass_factor": 0.25}),
+        ({"low_pass_factor": 0.25}, {"low_pass_sigma": 0.5}),
         ({}, {"cfg": 3.0}),
         ({"cfg": 3.0}, {"n_prompt": "rain"}),
         ({"cfg": 3.0}, {"rs": 0.5}),
@@ -300,6 +302,7 @@ def test_what_changes_the_video(miniature, tmp_path, given, change):
         {"n_prompt": "rain"},  # true CFG is off
         {"rs": 0.5},
         {"adaptive_cfg_min": 5.0},  # beta is 0
+        {"low_pass_sigma": 0.0},  # the factor is 1
         {"gpu_memory_preservation": 20.0},
         {"mp4_crf": 3},
     ],

@@ -37,6 +37,8 @@ OPTIONS = {
     "mp4_crf": ("--mp4-crf", 20),
     "adaptive_cfg_beta": ("--adaptive-cfg-beta", 0.65),
     "adaptive_cfg_min": ("--adaptive-cfg-min", 1.5),
+    "low_pass_factor": ("--low-pass-factor", 0.625),
+    "low_pass_sigma": ("--low-pass-sigma", 0.95),
 }
 SMALL = ["--seconds", "1", "--latent-window-size", "3", "--steps", "2"]
 FRAMES, SECTIONS = 25, 2

@@ -21,6 +21,8 @@ DEFAULTS = {
     "mp4_crf": 16,
     "adaptive_cfg_beta": 0.0,
     "adaptive_cfg_min": 1.0,
+    "low_pass_factor": 1.0,
+    "low_pass_sigma": 0.9,
 }
 RANGES = {
     "seed": (0, 2**63 - 1),
@@ -34,6 +36,8 @@ RANGES = {
     "mp4_crf": (0, 100),
     "adaptive_cfg_beta": (0, 1),
     "adaptive_cfg_min": (1, 10),
+    "low_pass_factor": (0.1, 1),
+    "low_pass_sigma": (0, 1),
 }
 WHOLE = ("seed", "latent_window_size", "steps", "mp4_crf")
 TEXTS = ("prompt", "n_prompt")

@@ -142,7 +142,7 @@ class Demo:
         stop: threading.Event | None = None,
         **named_inputs: Any,
     ) -> Iterator[Event]:
-        """Make a video; FramePack's inputs in FramePack's order, then Step-Adaptive CFG's.
+        """Make a video; FramePack's inputs in FramePack's order, then those of ours.
 
         Args:
             input_image: what `open_image` takes.

@@ -55,6 +55,14 @@ Lowers guidance while noise is high: at noise level sigma a step gets
 Distilled CFG Scale, or CFG Scale when that is not 1. Whether this makes subjects move more with the
 real checkpoints has not been shown yet; compare with beta 0 at the same seed."""
 
+_LOW_PASS_HELP = """\
+While the noise level is at or above the gate, the model is shown a blurred start image and last
+frame: scaled down by the factor and up again, as latents. Below the gate they are sharp. Noise
+stays high for long: at 25 steps and large sizes, 0.9 is the first 11 steps, 0.95 the first 7, 1 the
+first alone. This is the filter of ALG (arXiv 2506.08456), which reports more motion for other
+models, least of all for HunyuanVideo. **We have not measured it on FramePack**; compare with
+factor 1 at the same seed."""
+
 CSS = """
 .progress-track { height: 10px; border-radius: 5px; background: var(--border-color-primary);
   overflow: hidden; }
@@ -81,7 +89,7 @@ class Page:
                     made = self._inputs()
                 with gr.Column():
                     self.outputs = self._outputs()
-                    made |= self._adaptive_cfg()
+                    made |= self._adaptive_cfg() | self._low_pass()
             self._named = [(name, made[name]) for name in INPUT_NAMES]
             self.inputs = [component for _, component in self._named]
             self._wire(demo, notice)
@@ -166,6 +174,14 @@ class Page:
             with gr.Accordion("What beta does", open=False):
                 gr.Markdown(_BETA_HELP)
         return {"adaptive_cfg_beta": beta, "adaptive_cfg_min": least}
+
+    def _low_pass(self) -> dict[str, Any]:
+        """Components by the name of their input."""
+        with gr.Accordion("Low-Pass Conditioning", open=False):
+            factor = self._slider("low_pass_factor", "Low-Pass Factor")
+            gate = self._slider("low_pass_sigma", "Low-Pass Gate")
+            gr.Markdown(_LOW_PASS_HELP)
+        return {"low_pass_factor": factor, "low_pass_sigma": gate}
 
     def _outputs(self) -> list[Any]:
         """In the order of `page_updates`; those that come and go keep their place."""

@@ -5,6 +5,8 @@ from contextlib import nullcontext
 
 import torch
 
+from diffusers_helper.k_diffusion.low_pass import gated
+
 GUIDANCE_INPUT_SCALE = 1000.0
 """A guidance-distilled transformer reads its scale times this number, like a timestep."""
 
@@ -77,6 +79,8 @@ def fm_wrapper(transformer: Callable, t_scale: float = 1000.0) -> Callable[..., 
         positive, negative: keyword arguments of the two passes.
         adaptive_cfg: dict(enabled, beta, cfg_min) or absent. Schedules the scale in force by the
             mean sigma: `cfg_scale` when true CFG is on, else the positive pass's `guidance`.
+        low_pass: dict(sigma, positive, negative) or absent. What takes the place of each pass's
+            arguments of the same names while the mean sigma is `sigma` or more.
     """
     # diffusers' models keep what they cache between steps apart by the name of the pass.
     pass_context = getattr(transformer, "cache_context", lambda name: nullcontext())
@@ -87,6 +91,7 @@ def fm_wrapper(transformer: Callable, t_scale: float = 1000.0) -> Callable[..., 
         concat_latent = extra_args["concat_latent"]
         positive = extra_args["positive"]
         adaptive_cfg = extra_args.get("adaptive_cfg") or {}
+        low_pass = extra_args.get("low_pass") or {}
         sigma = sigma.float()
 
         true_cfg = cfg_scale != 1.0
@@ -105,6 +110,10 @@ def fm_wrapper(transformer: Callable, t_scale: float = 1000.0) -> Callable[..., 
         timestep = (sigma * t_scale).to(dtype)
 
         def velocity(name: str, conditions: dict) -> torch.Tensor:
+            conditions = conditions | {
+                argument: gated(soft, conditions[argument], sigma, low_pass["sigma"])
+                for argument, soft in low_pass.get(name, {}).items()
+            }
             with pass_context(name):
                 return transformer(
                     hidden_states=hidden_states, timestep=timestep, return_dict=False, **conditions

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diffusers_helper.k_diffusion.low_pass import FRAMES, low_passed
 from diffusers_helper.k_diffusion.uni_pc_fm import Step, sample_unipc
 from diffusers_helper.k_diffusion.wrapper import (
     GUIDANCE_INPUT_SCALE,
@@ -98,6 +99,9 @@ def _check(
     strength: float,
     shift: float | None,
     adaptive_cfg_beta: float,
+    low_pass_factor: float,
+    low_pass_sigma: float,
+    low_pass_frames: str,
     **scales: float,
 ) -> None:
     if num_inference_steps < 1:
@@ -112,8 +116,16 @@ def _check(
         raise ValueError(f"strength must be in (0, 1], got {strength}")
     if shift is not None and not 0.0 < shift < math.inf:
         raise ValueError(f"shift must be finite and positive, got {shift}")
-    if not 0.0 <= adaptive_cfg_beta <= 1.0:
-        raise ValueError(f"adaptive_cfg_beta must be in [0, 1], got {adaptive_cfg_beta}")
+    for name, value in (
+        ("adaptive_cfg_beta", adaptive_cfg_beta),
+        ("low_pass_sigma", low_pass_sigma),
+    ):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    if not 0.0 < low_pass_factor <= 1.0:
+        raise ValueError(f"low_pass_factor must be in (0, 1], got {low_pass_factor}")
+    if low_pass_frames not in FRAMES:
+        raise ValueError(f"low_pass_frames must be of {', '.join(FRAMES)}, got {low_pass_frames!r}")
     for name, value in scales.items():
         if not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} must be finite and not negative, got {value}")
@@ -152,9 +164,12 @@ def sample_hunyuan(
     callback: Callable[[Step], None] | None = None,
     adaptive_cfg_beta: float = 0.0,
     adaptive_cfg_min: float = 1.0,
+    low_pass_factor: float = 1.0,
+    low_pass_sigma: float = 0.9,
+    low_pass_frames: str = "both",
     **kwargs: Any,
 ) -> Any:
-    """Sample one section. FramePack's signature, plus Step-Adaptive CFG.
+    """Sample one section. FramePack's signature, plus Step-Adaptive CFG and low-pass conditioning.
 
     Args:
         transformer: HunyuanVideoTransformer3DModelPacked, or anything `fm_wrapper` takes.
@@ -181,6 +196,10 @@ def sample_hunyuan(
         callback: called with {'x', 'i', 'denoised'} after every step.
         adaptive_cfg_beta: strength of Step-Adaptive CFG, 0 (off) to 1.
         adaptive_cfg_min: the scale that beta 1 gives at sigma 1; finite, not negative.
+        low_pass_factor: of `clean_latents`, see `low_pass`; in (0, 1], 1 is off.
+        low_pass_sigma: latents are low-passed while sigma is this or more, in [0, 1].
+        low_pass_frames: "both" of `clean_latents`, the "start" frame or the "last" before the
+            section.
         **kwargs: further arguments of the transformer, for both passes.
 
     Returns:
@@ -202,6 +221,9 @@ def sample_hunyuan(
         strength=strength,
         shift=shift,
         adaptive_cfg_beta=adaptive_cfg_beta,
+        low_pass_factor=low_pass_factor,
+        low_pass_sigma=low_pass_sigma,
+        low_pass_frames=low_pass_frames,
         adaptive_cfg_min=adaptive_cfg_min,
         real_guidance_scale=real_guidance_scale,
         distilled_guidance_scale=distilled_guidance_scale,
@@ -250,6 +272,12 @@ def sample_hunyuan(
             **extra,
         }
 
+    def soft(extra: dict) -> dict[str, torch.Tensor]:
+        changed = low_passed(extra, low_pass_factor, low_pass_frames)
+        return {name: latents.to(device) for name, latents in changed.items()}
+
+    negative = kwargs | (negative_kwargs or {})
+    soft_positive = soft(kwargs)
     extra_args = {
         "dtype": dtype,
         "cfg_scale": real_guidance_scale,
@@ -260,7 +288,7 @@ def sample_hunyuan(
             negative_prompt_embeds,
             negative_prompt_embeds_mask,
             negative_prompt_poolers,
-            kwargs | (negative_kwargs or {}),
+            negative,
         )
         if true_cfg
         else None,
@@ -268,6 +296,11 @@ def sample_hunyuan(
             "enabled": adaptive_cfg_beta > 0.0,
             "beta": adaptive_cfg_beta,
             "cfg_min": adaptive_cfg_min,
+        },
+        "low_pass": {
+            "sigma": low_pass_sigma,
+            "positive": soft_positive,
+            "negative": soft(negative) if negative_kwargs else soft_positive,
         },
     }
     return sampler(

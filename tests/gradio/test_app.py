@@ -54,6 +54,8 @@ OTHERS = {
     "mp4_crf": 20,
     "adaptive_cfg_beta": 0.65,
     "adaptive_cfg_min": 1.5,
+    "low_pass_factor": 0.625,
+    "low_pass_sigma": 0.95,
 }
 PIXELS = np.full((64, 96, 3), 200, np.uint8)
 
@@ -89,7 +91,7 @@ def test_importing_a_demo_does_nothing(name: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("function", ["worker", "process"])
 @pytest.mark.parametrize("demo", DEMOS.values(), ids=DEMOS)
-def test_inputs_are_framepacks_then_step_adaptive_cfgs(demo: Any, function: str):
+def test_inputs_are_framepacks_then_ours(demo: Any, function: str):
     parameters = inspect.signature(getattr(demo, function)).parameters
     positional = {
         name: p.default for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD

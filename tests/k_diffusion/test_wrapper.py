@@ -212,6 +212,33 @@ def test_mean_sigma_schedules_the_batch(cfg: float):
     torch.testing.assert_close(denoised, -velocity * append_dims(sigma, 5).expand(SHAPE))
 
 
+@pytest.mark.parametrize(("sigma", "is_soft"), [(0.9, True), (0.75, True), (0.74, False)])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_low_pass_takes_the_place_of_latents_down_to_its_sigma(
+    cfg: float, sigma: float, is_soft: bool
+):
+    names = ["positive", "negative"][: 1 if cfg == 1.0 else 2]
+    sharp = {name: randn(*SHAPE, seed=i) for i, name in enumerate(names)}
+    soft = {name: randn(*SHAPE, seed=9 + i) for i, name in enumerate(names)}
+    passes = {name: {"clean_latents": sharp[name], "which": name} for name in names}
+    low_pass = {"sigma": 0.75, **{name: {"clean_latents": soft[name]} for name in names}}
+    transformer = ConstantVelocities()
+    denoise(transformer, sigma=sigma, cfg_scale=cfg, low_pass=low_pass, **passes)
+    assert [call.conditions["which"] for call in transformer.calls] == names
+    for call in transformer.calls:
+        shown = soft if is_soft else sharp
+        assert call.conditions["clean_latents"].equal(shown[call.name])
+
+
+@pytest.mark.parametrize("low_pass", [None, {}, {"sigma": 0.0, "positive": {}, "negative": {}}])
+def test_without_low_pass_a_pass_gets_its_own_tensors(low_pass: dict | None):
+    transformer, conditions = ConstantVelocities(), {"clean_latents": randn(*SHAPE)}
+    passes = {"positive": conditions, "negative": conditions}
+    denoise(transformer, cfg_scale=3.0, low_pass=low_pass, **passes)
+    for call in transformer.calls:
+        assert call.conditions["clean_latents"] is conditions["clean_latents"]
+
+
 @pytest.mark.parametrize("cfg", [1.0, 0.0, 3.0])
 def test_true_cfg(cfg: float):
     denoised = denoise(ConstantVelocities(positive=1.0, negative=0.25), cfg_scale=cfg)

@@ -4,6 +4,8 @@ from typing import Any
 import pytest
 import torch
 
+from diffusers_helper.k_diffusion import low_pass as filters
+from diffusers_helper.k_diffusion.low_pass import low_pass
 from diffusers_helper.k_diffusion.uni_pc_fm import sample_unipc
 from diffusers_helper.pipelines.k_diffusion_hunyuan import (
     calculate_flux_mu,
@@ -236,7 +238,12 @@ def test_another_sampler_gets_what_unipc_gets():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("adaptive_cfg_beta", value) for value in (-0.1, 1.01, math.nan, math.inf)],
+        *[
+            (name, value)
+            for name in ("adaptive_cfg_beta", "low_pass_sigma")
+            for value in (-0.1, 1.01, math.nan, math.inf)
+        ],
+        *[("low_pass_factor", value) for value in (-0.5, 0.0, 1.01, math.nan)],
         *[
             (name, value)
             for name in (
@@ -256,6 +263,13 @@ def test_error_quotes_name_and_value(name: str, value: float):
     transformer = ConstantVelocities()
     with pytest.raises(ValueError, match=rf"{name}\b.*\bgot {value}$"):
         sample(transformer, **{name: value})
+    assert transformer.calls == []
+
+
+def test_unknown_frames():
+    transformer = ConstantVelocities()
+    with pytest.raises(ValueError, match=r"low_pass_frames must be of both, start, last, got 'x'$"):
+        sample(transformer, low_pass_frames="x")
     assert transformer.calls == []
 
 
@@ -358,3 +372,86 @@ def test_true_cfg_follows_the_schedule(cfg: float, beta: float, cfg_min: float):
     torch.testing.assert_close(schedule, cfg_min + (cfg - cfg_min) * (1 - beta * sigmas()[:-1]))
     torch.testing.assert_close(torch.stack(scales), schedule, rtol=1e-4, atol=1e-5)
     assert transformer.received("guidance").tolist() == [6000.0] * (2 * STEPS)
+
+
+# Low-pass conditioning
+
+
+CLEAN = torch.randn((1, 16, 2, 6, 6), generator=torch.Generator().manual_seed(3))
+GATE = sigmas()[2].item()
+"""At the third of six steps."""
+
+
+@pytest.mark.parametrize("name", golden_case.NAMES)
+def test_factor_one_is_bit_identical(name: str, monkeypatch):
+    case = golden_case.golden_case(name)
+    transformer = case.transformer()
+    calls: list = []
+    transformer.register_forward_pre_hook(lambda *_: calls.append(None))
+
+    plain = sample_hunyuan(transformer, **case.sample_args())
+    plain_calls = len(calls)
+    with monkeypatch.context() as patch:
+        patch.setattr(filters, "low_pass", None)  # which nothing may call
+        neutral = sample_hunyuan(
+            transformer,
+            low_pass_factor=1.0,
+            low_pass_sigma=0.0,
+            low_pass_frames="start",
+            **case.sample_args(),
+        )
+    assert neutral.equal(plain)
+    assert len(calls) == 2 * plain_calls
+
+    blurred = sample_hunyuan(transformer, low_pass_factor=0.5, **case.sample_args())
+    assert not blurred.equal(plain)
+    assert len(calls) == 3 * plain_calls
+
+
+@pytest.mark.parametrize("true_cfg", [1.0, 2.0])
+def test_both_passes_are_shown_the_same_and_it_is_filtered_once(true_cfg: float, monkeypatch):
+    filtered: list = []
+    monkeypatch.setattr(filters, "low_pass", lambda *args: filtered.append(None) or low_pass(*args))
+    transformer = ConstantVelocities()
+    sample(
+        transformer,
+        real_guidance_scale=true_cfg,
+        clean_latents=CLEAN,
+        low_pass_factor=0.5,
+        low_pass_sigma=GATE,
+    )
+    shown = transformer.received("clean_latents")
+    passes = 1 if true_cfg == 1.0 else 2
+    soft = low_pass(CLEAN, 0.5)
+    assert shown[: 3 * passes].equal(soft.expand(3 * passes, -1, -1, -1, -1))
+    assert shown[3 * passes :].equal(CLEAN.expand(3 * passes, -1, -1, -1, -1))
+    assert len(filtered) == 1
+
+
+def test_a_negative_past_is_filtered_too():
+    transformer = ConstantVelocities()
+    sample(
+        transformer,
+        real_guidance_scale=2.0,
+        num_inference_steps=1,
+        clean_latents=CLEAN,
+        negative_kwargs={"clean_latents": 2 * CLEAN},
+        low_pass_factor=0.5,
+        low_pass_frames="last",
+    )
+    positive, negative = transformer.received("clean_latents")
+    torch.testing.assert_close(negative, 2 * positive)
+    assert positive[:, 0].equal(CLEAN[0, :, 0])
+    assert positive[:, 1].equal(low_pass(CLEAN, 0.5)[0, :, 1])
+
+
+def test_image_embeddings_stay_sharp():
+    transformer, embeddings = ConstantVelocities(), torch.ones(1, 7, 3)
+    sample(
+        transformer,
+        clean_latents=CLEAN,
+        image_embeddings=embeddings,
+        low_pass_factor=0.5,
+        low_pass_sigma=0.0,
+    )
+    assert all(call["image_embeddings"] is embeddings for call in transformer.calls)
