@@ -303,6 +303,7 @@ def test_what_changes_the_video(miniature, tmp_path, given, change):
         {"rs": 0.5},
         {"adaptive_cfg_min": 5.0},  # beta is 0
         {"low_pass_sigma": 0.0},  # the factor is 1
+        {"history_low_pass": 1.0},  # there is none yet
         {"gpu_memory_preservation": 20.0},
         {"mp4_crf": 3},
     ],
@@ -311,6 +312,20 @@ def test_what_changes_the_video(miniature, tmp_path, given, change):
 def test_what_leaves_the_video(miniature, tmp_path, change):
     plain, changed = (latents_of(miniature, tmp_path / "a.mp4", **c) for c in ({}, change))
     np.testing.assert_array_equal(plain, changed)
+
+
+@pytest.mark.parametrize("order", SectionOrder)
+def test_history_is_low_passed_where_there_is_some(miniature, tmp_path, order):
+    """The gate leaves the second of two steps sharp."""
+    shown = []
+    handle = miniature.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: shown.append(kwargs["clean_latents_2x"]), with_kwargs=True
+    )
+    with handle:
+        list(start(miniature, tmp_path / "a.mp4", order, history_low_pass=1.0, low_pass_sigma=1.0))
+    first, again, soft, sharp = shown
+    assert first.equal(again) and first.eq(0).all()
+    assert not soft.equal(sharp)
 
 
 @pytest.mark.parametrize(("cfg", "read"), [(1.0, ["wanted"]), (3.0, ["wanted", "unwanted"])])

@@ -23,6 +23,7 @@ DEFAULTS = {
     "adaptive_cfg_min": 1.0,
     "low_pass_factor": 1.0,
     "low_pass_sigma": 0.9,
+    "history_low_pass": 0.0,
 }
 RANGES = {
     "seed": (0, 2**63 - 1),
@@ -38,6 +39,7 @@ RANGES = {
     "adaptive_cfg_min": (1, 10),
     "low_pass_factor": (0.1, 1),
     "low_pass_sigma": (0, 1),
+    "history_low_pass": (0, 1),
 }
 WHOLE = ("seed", "latent_window_size", "steps", "mp4_crf")
 TEXTS = ("prompt", "n_prompt")

@@ -60,8 +60,9 @@ While the noise level is at or above the gate, the model is shown a blurred star
 frame: scaled down by the factor and up again, as latents. Below the gate they are sharp. Noise
 stays high for long: at 25 steps and large sizes, 0.9 is the first 11 steps, 0.95 the first 7, 1 the
 first alone. This is the filter of ALG (arXiv 2506.08456), which reports more motion for other
-models, least of all for HunyuanVideo. **We have not measured it on FramePack**; compare with
-factor 1 at the same seed."""
+models, and the smallest gain for HunyuanVideo. History does the same to the older frames, more
+strongly with age and along time as well; it is an idea of ours. **Neither has been measured on
+FramePack by us**; compare with factor 1 and strength 0 at the same seed."""
 
 CSS = """
 .progress-track { height: 10px; border-radius: 5px; background: var(--border-color-primary);
@@ -180,8 +181,13 @@ class Page:
         with gr.Accordion("Low-Pass Conditioning", open=False):
             factor = self._slider("low_pass_factor", "Low-Pass Factor")
             gate = self._slider("low_pass_sigma", "Low-Pass Gate")
+            history = self._slider("history_low_pass", "History Low-Pass")
             gr.Markdown(_LOW_PASS_HELP)
-        return {"low_pass_factor": factor, "low_pass_sigma": gate}
+        return {
+            "low_pass_factor": factor,
+            "low_pass_sigma": gate,
+            "history_low_pass": history,
+        }
 
     def _outputs(self) -> list[Any]:
         """In the order of `page_updates`; those that come and go keep their place."""

@@ -102,6 +102,7 @@ def _check(
     low_pass_factor: float,
     low_pass_sigma: float,
     low_pass_frames: str,
+    history_low_pass: float,
     **scales: float,
 ) -> None:
     if num_inference_steps < 1:
@@ -119,6 +120,7 @@ def _check(
     for name, value in (
         ("adaptive_cfg_beta", adaptive_cfg_beta),
         ("low_pass_sigma", low_pass_sigma),
+        ("history_low_pass", history_low_pass),
     ):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
@@ -167,6 +169,7 @@ def sample_hunyuan(
     low_pass_factor: float = 1.0,
     low_pass_sigma: float = 0.9,
     low_pass_frames: str = "both",
+    history_low_pass: float = 0.0,
     **kwargs: Any,
 ) -> Any:
     """Sample one section. FramePack's signature, plus Step-Adaptive CFG and low-pass conditioning.
@@ -200,6 +203,7 @@ def sample_hunyuan(
         low_pass_sigma: latents are low-passed while sigma is this or more, in [0, 1].
         low_pass_frames: "both" of `clean_latents`, the "start" frame or the "last" before the
             section.
+        history_low_pass: strength of `low_pass_history`, 0 (off) to 1; needs `latent_indices`.
         **kwargs: further arguments of the transformer, for both passes.
 
     Returns:
@@ -224,6 +228,7 @@ def sample_hunyuan(
         low_pass_factor=low_pass_factor,
         low_pass_sigma=low_pass_sigma,
         low_pass_frames=low_pass_frames,
+        history_low_pass=history_low_pass,
         adaptive_cfg_min=adaptive_cfg_min,
         real_guidance_scale=real_guidance_scale,
         distilled_guidance_scale=distilled_guidance_scale,
@@ -234,6 +239,8 @@ def sample_hunyuan(
         raise ValueError(
             f"negative_prompt_embeds is required with real_guidance_scale {real_guidance_scale}"
         )
+    if history_low_pass and kwargs.get("latent_indices") is None:
+        raise ValueError(f"latent_indices is required with history_low_pass {history_low_pass}")
 
     device = transformer.device if device is None else torch.device(device)
     batch_size = prompt_embeds.shape[0] if batch_size is None else batch_size
@@ -273,7 +280,7 @@ def sample_hunyuan(
         }
 
     def soft(extra: dict) -> dict[str, torch.Tensor]:
-        changed = low_passed(extra, low_pass_factor, low_pass_frames)
+        changed = low_passed(extra, low_pass_factor, low_pass_frames, history_low_pass)
         return {name: latents.to(device) for name, latents in changed.items()}
 
     negative = kwargs | (negative_kwargs or {})

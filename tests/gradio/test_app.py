@@ -56,6 +56,7 @@ OTHERS = {
     "adaptive_cfg_min": 1.5,
     "low_pass_factor": 0.625,
     "low_pass_sigma": 0.95,
+    "history_low_pass": 0.4,
 }
 PIXELS = np.full((64, 96, 3), 200, np.uint8)
 

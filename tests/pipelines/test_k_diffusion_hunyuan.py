@@ -240,7 +240,7 @@ def test_another_sampler_gets_what_unipc_gets():
     [
         *[
             (name, value)
-            for name in ("adaptive_cfg_beta", "low_pass_sigma")
+            for name in ("adaptive_cfg_beta", "low_pass_sigma", "history_low_pass")
             for value in (-0.1, 1.01, math.nan, math.inf)
         ],
         *[("low_pass_factor", value) for value in (-0.5, 0.0, 1.01, math.nan)],
@@ -270,6 +270,13 @@ def test_unknown_frames():
     transformer = ConstantVelocities()
     with pytest.raises(ValueError, match=r"low_pass_frames must be of both, start, last, got 'x'$"):
         sample(transformer, low_pass_frames="x")
+    assert transformer.calls == []
+
+
+def test_history_needs_its_distance():
+    transformer = ConstantVelocities()
+    with pytest.raises(ValueError, match=r"latent_indices.*history_low_pass 0\.5"):
+        sample(transformer, history_low_pass=0.5)
     assert transformer.calls == []
 
 
@@ -383,7 +390,7 @@ GATE = sigmas()[2].item()
 
 
 @pytest.mark.parametrize("name", golden_case.NAMES)
-def test_factor_one_is_bit_identical(name: str, monkeypatch):
+def test_low_pass_off_is_bit_identical(name: str, monkeypatch):
     case = golden_case.golden_case(name)
     transformer = case.transformer()
     calls: list = []
@@ -398,14 +405,17 @@ def test_factor_one_is_bit_identical(name: str, monkeypatch):
             low_pass_factor=1.0,
             low_pass_sigma=0.0,
             low_pass_frames="start",
+            history_low_pass=0.0,
             **case.sample_args(),
         )
     assert neutral.equal(plain)
     assert len(calls) == 2 * plain_calls
 
-    blurred = sample_hunyuan(transformer, low_pass_factor=0.5, **case.sample_args())
-    assert not blurred.equal(plain)
-    assert len(calls) == 3 * plain_calls
+    for lever in ({"low_pass_factor": 0.5}, {"history_low_pass": 1.0}):
+        calls.clear()
+        blurred = sample_hunyuan(transformer, **lever, **case.sample_args())
+        assert not blurred.equal(plain)
+        assert len(calls) == plain_calls
 
 
 @pytest.mark.parametrize("true_cfg", [1.0, 2.0])
@@ -426,6 +436,26 @@ def test_both_passes_are_shown_the_same_and_it_is_filtered_once(true_cfg: float,
     assert shown[: 3 * passes].equal(soft.expand(3 * passes, -1, -1, -1, -1))
     assert shown[3 * passes :].equal(CLEAN.expand(3 * passes, -1, -1, -1, -1))
     assert len(filtered) == 1
+
+
+def test_history_is_low_passed_at_the_same_gate():
+    transformer = ConstantVelocities()
+    past = CLEAN[:, :, :1].expand(1, 16, 5, 6, 6)
+    sample(
+        transformer,
+        latent_indices=torch.arange(19, 21)[None],
+        clean_latents=CLEAN,
+        clean_latents_4x=past,
+        clean_latent_4x_indices=torch.arange(5)[None],
+        history_low_pass=1.0,
+        low_pass_sigma=GATE,
+    )
+    shown = transformer.received("clean_latents_4x")
+    torch.testing.assert_close(
+        shown[:3, :, :1], low_pass(past, 0.25)[:, :, :1].expand(3, -1, -1, -1, -1)
+    )
+    assert shown[3:].equal(past.expand(3, -1, -1, -1, -1))
+    assert all(call["clean_latents"] is CLEAN for call in transformer.calls)
 
 
 def test_a_negative_past_is_filtered_too():
