@@ -216,6 +216,24 @@ def test_switching_off_twice_or_at_first_is_nothing():
         assert run_all(model, steps).equal(run_all(transformer(), steps))
 
 
+def test_latents_that_become_sharp_count_as_change():
+    """The first step under the gate, skipped otherwise, is computed: history is part of what
+    decides."""
+    args = golden_case("f1_distilled").sample_args() | {"num_inference_steps": STEPS}
+
+    def computed(factor: float) -> list[bool]:
+        model = transformer()
+        model.initialize_teacache(num_steps=STEPS)
+        noise = torch.Generator().manual_seed(1)
+        lever = {"low_pass_factor": factor, "low_pass_sigma": 0.8}
+        with traced(model) as trace:
+            sample_hunyuan(model, **args | {"generator": noise}, **lever)
+        return trace.computed
+
+    sharp = 3  # sigma is 0.86 at the step before and 0.79 at this one
+    assert (computed(1.0)[sharp], computed(0.25)[sharp]) == (False, True)
+
+
 def test_unnamed_pass_is_an_error():
     model = transformer()
     model.initialize_teacache(num_steps=4)
