@@ -5,14 +5,17 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
 
 from diffusers_helper.errors import SettingsError, UserError, explain
+from diffusers_helper.k_diffusion.low_pass import FRAMES
 from diffusers_helper.models import MODEL_NAMES
 from diffusers_helper.sections import SectionOrder
+from evaluation.arms import plan_low_passes
 from evaluation.images import read_cases
 from evaluation.run import Plan, run
 from evaluation.summary import write_summary
@@ -66,6 +69,13 @@ def _plan(options: argparse.Namespace, began: float) -> Plan:
         scales=options.scales,
         cfg=options.cfg,
         controls=options.controls,
+        low_passes=plan_low_passes(
+            options.low_pass,
+            options.low_pass_frames,
+            options.history_low_pass,
+            options.low_pass_sigma,
+        ),
+        combine=options.combine,
         shift=options.shift,
         steps=options.steps,
         seconds=options.seconds,
@@ -156,6 +166,37 @@ def _parser() -> argparse.ArgumentParser:
         help="constants at the schedules' means, reversed schedules, a sweep of constants",
     )
     parser.add_argument(
+        "--low-pass",
+        type=_numbers(0.1, 1),
+        default=(),
+        metavar="F,F,...",
+        help="factors of the start frame's and the last frame's low-pass, each at the bases",
+    )
+    parser.add_argument(
+        "--low-pass-frames",
+        type=_frames,
+        default=("both",),
+        metavar="W,W,...",
+        help=f"which of these frames, of {', '.join(FRAMES)} (default: both)",
+    )
+    parser.add_argument(
+        "--history-low-pass",
+        type=_numbers(0, 1),
+        default=(),
+        metavar="H,H,...",
+        help="strengths of history's low-pass, each at the bases",
+    )
+    parser.add_argument(
+        "--low-pass-sigma",
+        type=_numbers(0, 1),
+        default=(0.9,),
+        metavar="S,S,...",
+        help="noise levels down to which low-passes act (default: 0.9)",
+    )
+    parser.add_argument(
+        "--combine", action="store_true", help="low-passes with every schedule, besides alone"
+    )
+    parser.add_argument(
         "--batch",
         type=_whole,
         default=64,
@@ -206,16 +247,21 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _frames(text: str) -> tuple[str, ...]:
+    return _of(text.split(","), FRAMES)
+
+
 def _actions(text: str) -> tuple[str, ...]:
     from training.tiny_world.world import ACTIONS
 
-    actions = ACTIONS if text == "all" else tuple(text.split(","))
-    for action in actions:
-        if action not in ACTIONS:
-            raise argparse.ArgumentTypeError(
-                f"must be all, or of {', '.join(ACTIONS)}, got {action!r}"
-            )
-    return actions
+    return _of(ACTIONS if text == "all" else text.split(","), ("all", *ACTIONS))
+
+
+def _of(words: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    for word in words:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {word!r}")
+    return tuple(words)
 
 
 if __name__ == "__main__":

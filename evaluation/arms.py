@@ -1,13 +1,16 @@
-"""The guidance schedules that are compared, and how a video is made with each."""
+"""What is compared, schedules of guidance and low-passes, and how a video is made with each."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from diffusers_helper.k_diffusion import wrapper
+from diffusers_helper.k_diffusion.low_pass import low_passed
 from diffusers_helper.k_diffusion.wrapper import adaptive_cfg_scale
 from diffusers_helper.pipelines import k_diffusion_hunyuan as pipeline
 
@@ -18,8 +21,32 @@ _DECIMALS = 2
 
 
 @dataclass(frozen=True)
+class LowPass:
+    """Low-pass of what the transformer is shown beside the noise; the default is none. Arguments of
+    `sample_hunyuan`."""
+
+    low_pass_factor: float = 1.0
+    low_pass_sigma: float = 0.9
+    low_pass_frames: str = "both"
+    history_low_pass: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Such as "low-pass 0.25 start sigma 0.9", "history 0.5 sigma 0.9"; empty for none."""
+        parts = []
+        if self.low_pass_factor != 1:
+            parts.append(f"low-pass {self.low_pass_factor:g} {self.low_pass_frames}")
+        if self.history_low_pass:
+            parts.append(f"history {self.history_low_pass:g}")
+        return " ".join([*parts, f"sigma {self.low_pass_sigma:g}"]) if parts else ""
+
+
+NO_LOW_PASS = LowPass()
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One way to guide; videos of one clip differ in nothing else."""
+    """One way to make videos; those of one clip differ in nothing else."""
 
     kind: str
     """"schedule" (low while noise is high), "reversed" (its values in reverse order) or
@@ -31,26 +58,55 @@ class Arm:
     mean: float
     """Guidance scale averaged over the steps of a section, to two decimals. A reversed schedule has
     the mean of its schedule, so that one constant is the control of both."""
+    low_pass: LowPass = NO_LOW_PASS
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Arm":
+        """That of a row."""
+        given = {n: row[n] for n in asdict(NO_LOW_PASS) if row[n] not in (None, "")}
+        return cls(row["kind"], row["base"], row["beta"], row["mean"], LowPass(**given))
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What rows tell of it; those of no low-pass are empty."""
+        low_pass = asdict(self.low_pass)
+        return {
+            "arm": self.name,
+            "kind": self.kind,
+            "base": self.base,
+            "beta": self.beta,
+            "mean": self.mean,
+            **(dict.fromkeys(low_pass) if self.low_pass == NO_LOW_PASS else low_pass),
+        }
 
     @property
     def name(self) -> str:
-        """Such as "constant 5", "schedule 10 beta 0.7"."""
-        return f"{self.kind} {self.base:g}" + (f" beta {self.beta:g}" if self.beta else "")
+        """Such as "constant 5", "schedule 10 beta 0.7 history 0.5 sigma 0.9"."""
+        beta = f"beta {self.beta:g}" if self.beta else ""
+        return " ".join(filter(None, [self.kind, f"{self.base:g}", beta, self.low_pass.name]))
 
     @property
     def baseline(self) -> "Arm":
-        """Its beta 0."""
+        """Its beta 0, without low-pass."""
         return constant(self.base)
 
     @property
     def control(self) -> "Arm":
-        """The constant at its mean."""
+        """With a low-pass, the same guidance without; else the constant at its mean."""
+        if self.low_pass != NO_LOW_PASS:
+            return replace(self, low_pass=NO_LOW_PASS)
         return constant(self.mean)
 
     def settings(self, true_cfg: bool) -> dict[str, float]:
         """Values of `GenerationSettings` that it is made with, inside `applied`."""
         scales = {"cfg": self.base, "gs": 1.0} if true_cfg else {"cfg": 1.0, "gs": self.base}
-        return scales | {"adaptive_cfg_beta": self.beta, "adaptive_cfg_min": 1.0}
+        return scales | {
+            "adaptive_cfg_beta": self.beta,
+            "adaptive_cfg_min": 1.0,
+            "low_pass_factor": self.low_pass.low_pass_factor,
+            "low_pass_sigma": self.low_pass.low_pass_sigma,
+            "history_low_pass": self.low_pass.history_low_pass,
+        }
 
 
 def constant(scale: float) -> Arm:
@@ -58,8 +114,29 @@ def constant(scale: float) -> Arm:
     return Arm("constant", scale, 0.0, scale)
 
 
+def plan_low_passes(
+    factors: Sequence[float],
+    frames: Sequence[str],
+    strengths: Sequence[float],
+    gates: Sequence[float],
+) -> list[LowPass]:
+    """Low-passes of the image by `factors` and `frames`, and of history by `strengths`, each alone
+    and at each of the `gates`; what is off is left out."""
+    of_image = product(sorted(set(factors) - {1.0}), gates, frames)
+    of_history = product(sorted(set(strengths) - {0.0}), gates)
+    return [
+        *(LowPass(factor, gate, which) for factor, gate, which in of_image),
+        *(LowPass(low_pass_sigma=gate, history_low_pass=s) for s, gate in of_history),
+    ]
+
+
 def plan_arms(
-    betas: Iterable[float], bases: Iterable[float], sigmas: torch.Tensor, controls: bool
+    betas: Iterable[float],
+    bases: Iterable[float],
+    sigmas: torch.Tensor,
+    controls: bool,
+    low_passes: Sequence[LowPass] = (),
+    combine: bool = False,
 ) -> list[Arm]:
     """The arms of an evaluation; those that coincide are one.
 
@@ -69,14 +146,20 @@ def plan_arms(
         sigmas: noise levels of a section, shape [steps + 1].
         controls: whether there are, besides, the reversed schedules, constants at the schedules'
             means, and SWEEP.
+        low_passes: each at the bases.
+        combine: whether each is with every schedule, too.
     """
     arms = []
     for base in bases:
         arms.append(constant(base))
+        arms += [replace(constant(base), low_pass=low_pass) for low_pass in low_passes]
         for beta in sorted(set(betas) - {0.0}) if base != 1 else ():
             scales = adaptive_cfg_scale(sigmas[:-1].double(), base, 1.0, beta)
             mean = round(float(scales.mean()), _DECIMALS)
-            arms.append(Arm("schedule", base, beta, mean))
+            schedule = Arm("schedule", base, beta, mean)
+            arms.append(schedule)
+            if combine:
+                arms += [replace(schedule, low_pass=low_pass) for low_pass in low_passes]
             if controls:
                 arms += [constant(mean), Arm("reversed", base, beta, mean)]
     if controls:
@@ -90,7 +173,7 @@ def applied(arm: Arm, sigmas: torch.Tensor, shift: float | None) -> Iterator[Non
 
     Args:
         arm: a reversed schedule takes the place of the wrapper's own, for distilled guidance and
-            true CFG alike.
+            true CFG alike; a low-pass may be of one frame only.
         sigmas: noise levels of a section, shape [steps + 1].
         shift: e^mu of the time shift; None leaves it to the number of tokens.
     """
@@ -101,7 +184,14 @@ def applied(arm: Arm, sigmas: torch.Tensor, shift: float | None) -> Iterator[Non
             stack.enter_context(
                 patch.object(pipeline, "section_sigmas", lambda *_, **__: sigmas.clone())
             )
+        if (frames := arm.low_pass.low_pass_frames) != "both":
+            stack.enter_context(patch.object(pipeline, "low_passed", _of_frames(frames)))
         yield
+
+
+def _of_frames(frames: str) -> Callable[..., dict[str, torch.Tensor]]:
+    """`low_passed` of `frames`, whichever it is asked for."""
+    return lambda conditions, factor, _, history: low_passed(conditions, factor, frames, history)
 
 
 def _reversed(sigmas: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -1,8 +1,9 @@
 """Means of arms, and paired comparisons between them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 
-from evaluation.arms import Arm
+from evaluation.arms import NO_LOW_PASS, Arm
 from evaluation.rows import METRICS, Row
 from evaluation.statistics import Estimate, mean, ratio
 
@@ -28,12 +29,16 @@ class Results:
         self.actions = list(dict.fromkeys(row["action"] for row in rows))
         self.metrics = [m for m in METRICS if any(row[m] is not None for row in rows)]
         self.outcome = "happened" if "happened" in self.metrics else "motion"
-        arms = {Arm(row["kind"], row["base"], row["beta"], row["mean"]) for row in rows}
-        self.arms = sorted(arms, key=lambda arm: (_KINDS.index(arm.kind), arm.base, arm.beta))
+        self.arms = sorted({Arm.of(row) for row in rows}, key=_place)
 
     def of_kind(self, *kinds: str) -> list[Arm]:
-        """Arms of some kinds."""
-        return [arm for arm in self.arms if arm.kind in kinds]
+        """Arms of some kinds, without low-pass."""
+        return [arm for arm in self.arms if arm.kind in kinds and arm.low_pass == NO_LOW_PASS]
+
+    @property
+    def low_passed(self) -> list[Arm]:
+        """Arms of all kinds with low-pass."""
+        return [arm for arm in self.arms if arm.low_pass != NO_LOW_PASS]
 
     def mean(
         self, arm: Arm, metric: str, scope: str = ALL, model: str | None = None
@@ -65,6 +70,12 @@ class Results:
             for row in self._rows.get(arm.name, [])
             if scope in (ALL, row["case"], row["action"]) and model in (None, row["model"])
         )
+
+
+def _place(arm: Arm) -> tuple:
+    """In the order of arms: low-passes after all guidance without."""
+    guidance = _KINDS.index(arm.kind), arm.base, arm.beta
+    return arm.low_pass != NO_LOW_PASS, *guidance, *astuple(arm.low_pass)
 
 
 def _pair(row: Row) -> tuple[str, str, str]:

@@ -19,7 +19,10 @@ METRICS = (
     "seam_jump",
     "sharpness",
 )
-_NUMBERS = ("beta", "base", "mean", *METRICS)
+_NUMBERS = (
+    *("base", "beta", "mean", "low_pass_factor", "low_pass_sigma", "history_low_pass"),
+    *METRICS,
+)
 FIELDS = (
     "model",
     "setting",
@@ -34,12 +37,16 @@ FIELDS = (
     "base",
     "beta",
     "mean",
+    "low_pass_factor",
+    "low_pass_sigma",
+    "low_pass_frames",
+    "history_low_pass",
     "video",
     *METRICS,
 )
 """Columns. `setting` is what else than the arm and the clip the videos of a comparison have in
-common; `noise` is the seed of the noise; `arm` to `mean` are those of an `Arm`; `video` is relative
-to the folder, empty if it was not kept. What could not be measured is empty."""
+common; `noise` is the seed of the noise; `arm` to `history_low_pass` are those of an `Arm`; `video`
+is relative to the folder, empty if it was not kept. What could not be measured is empty."""
 _IDENTITY = ("model", "setting", "arm", "clip", "noise")
 
 Row = dict[str, Any]
@@ -61,8 +68,8 @@ class Part:
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = _whole_lines(path) if path.exists() else b""
-        path.write_bytes(whole or _text([FIELDS]))
+        rows = _read(path) if path.exists() else []
+        path.write_bytes(_text([FIELDS, *_values(rows)]))  # which may have had fewer columns
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write rows that are there even if the process ends right after it."""
@@ -74,9 +81,7 @@ def read_rows(folder: Path) -> list[Row]:
     """All rows of an evaluation's parts; what could not be measured is None."""
     rows: dict[tuple[str, ...], Row] = {}
     for path in sorted((folder / "parts").glob("*.csv")):
-        for row in csv.DictReader(io.StringIO(_whole_lines(path).decode("utf-8"))):
-            for name in _NUMBERS:
-                row[name] = float(row[name]) if row[name] else None
+        for row in _read(path):
             rows.setdefault(identity(row), row)
     return list(rows.values())
 
@@ -84,6 +89,15 @@ def read_rows(folder: Path) -> list[Row]:
 def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Write them all into one CSV file."""
     path.write_bytes(_text([FIELDS, *_values(rows)]))
+
+
+def _read(path: Path) -> list[Row]:
+    """A part's rows; columns that it was written without are empty."""
+    rows = []
+    for read in csv.DictReader(io.StringIO(_whole_lines(path).decode("utf-8"))):
+        row = dict.fromkeys(FIELDS, "") | read
+        rows.append(row | {n: float(row[n]) if row[n] else None for n in _NUMBERS})
+    return rows
 
 
 def _values(rows: Iterable[Row]) -> list[list[Any]]:

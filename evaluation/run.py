@@ -16,7 +16,7 @@ from diffusers_helper.pipelines.k_diffusion_hunyuan import section_sigmas
 from diffusers_helper.sections import SectionOrder, section_frames
 from diffusers_helper.settings import GenerationSettings
 from evaluation import metrics
-from evaluation.arms import Arm, applied, plan_arms
+from evaluation.arms import Arm, LowPass, applied, plan_arms
 from evaluation.clips import Clip, Studio
 from evaluation.images import EXAMPLES, Images, image_clips
 from evaluation.rows import METRICS, Part, Row, identity, read_rows, slug
@@ -44,6 +44,9 @@ class Plan:
     cfg: Sequence[float] | None
     """Bases of true CFG, which takes the place of distilled guidance then."""
     controls: bool
+    low_passes: Sequence[LowPass]
+    combine: bool
+    """See `plan_arms`."""
     shift: float | None
     steps: int | None
     seconds: float | None
@@ -198,12 +201,14 @@ class _Evaluation:
             clips = tuple(self._clips[start : start + self._batch])
             height, width = self._studio.size(clips[0])
             sigmas = section_sigmas(settings.steps, width, height, frames, plan.shift)
-            for arm in plan_arms(plan.betas, bases, sigmas, plan.controls):
+            arms = plan_arms(
+                plan.betas, bases, sigmas, plan.controls, plan.low_passes, plan.combine
+            )
+            for arm in arms:
                 yield Job(clips, arm, sigmas)
 
     def _rows(self, job: Job) -> list[Row]:
         """What is known of its videos before they are made."""
-        arm = job.arm
         return [
             dict.fromkeys(METRICS)
             | {
@@ -215,13 +220,9 @@ class _Evaluation:
                 "noise": job.noise,
                 "clip": clip.id,
                 "prompt": clip.prompt,
-                "arm": arm.name,
-                "kind": arm.kind,
-                "base": arm.base,
-                "beta": arm.beta,
-                "mean": arm.mean,
                 "video": None,
             }
+            | job.arm.columns
             for clip in job.clips
         ]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers_helper.errors import UserError
+from evaluation.arms import Arm
 from evaluation.page import write_page
 from evaluation.plots import write_plots
 from evaluation.results import ALL, RATIOS, Results
@@ -31,10 +32,11 @@ _SHOWN = {
 _SIDE_EFFECTS = ("frozen", "motion", "shape_kept", "colour_kept", "encoder_similarity")
 """Metrics in the first table, besides the outcome."""
 _PREFACE = """
-In brackets: 95 % bootstrap intervals, scenes resampled, all models pooled. "Minus beta 0" and
-"minus constant" are paired differences, over the same model, scene, caption and noise; the constant
-is the one at the schedule's mean over the steps, which its reversal shares. A column with the name
-of a model has its own "minus constant". Of motion the ratio is taken instead (x). The delay is
+In brackets: 95 % bootstrap intervals, scenes resampled, all models pooled. "Minus base" and "minus
+control" are paired differences, over the same model, scene, caption and noise. The base is its
+constant, without low-pass. The control of a schedule is the constant at its mean over the steps,
+which its reversal shares; that of a low-pass is the same guidance without. A column with the name
+of a model has its own "minus control". Of motion the ratio is taken instead (x). The delay is
 compared where the action happened in both.
 """
 
@@ -66,24 +68,26 @@ def markdown(results: dict[str, Results], plots: Sequence[str]) -> str:
     for setting, its_results in results.items():
         models = ", ".join(its_results.models)
         lines += [f"## {setting}", "", f"Models: {models}.", ""]
-        lines += ["### Schedules against constants", "", *_schedules(its_results), ""]
+        schedules = its_results.of_kind("schedule", "reversed")
+        lines += ["### Schedules against constants", "", *_compared(its_results, schedules), ""]
+        if low_passed := its_results.low_passed:
+            lines += ["### Low-pass against none", "", *_compared(its_results, low_passed), ""]
         if len(its_results.actions) > 1:
             title = _SHOWN[its_results.outcome][0]
-            lines += [f"### Every caption by itself: {title}, schedule minus constant", ""]
+            lines += [f"### Every caption by itself: {title}, schedule minus control", ""]
             lines += [*_captions(its_results), ""]
-        lines += ["### All cases: every metric, minus constant", "", *_differences(its_results), ""]
+        lines += ["### All cases: every metric, minus control", "", *_differences(its_results), ""]
         lines += ["### All cases: means", "", *_means(its_results), ""]
     return "\n".join(lines)
 
 
-def _schedules(results: Results) -> list[str]:
+def _compared(results: Results, compared: Sequence[Arm]) -> list[str]:
     outcome = results.outcome
     title = _SHOWN[outcome][0]
     effects = [m for m in _SIDE_EFFECTS if m in results.metrics and m != outcome]
     models = results.models if len(results.models) > 1 else []
-    titles = ["case", "arm", "mean guidance", "videos", title, "minus beta 0", "minus constant"]
-    rows = [titles + models + [f"minus constant: {_SHOWN[m][0]}" for m in effects]]
-    compared = results.of_kind("schedule", "reversed")
+    titles = ["case", "arm", "mean guidance", "videos", title, "minus base", "minus control"]
+    rows = [titles + models + [f"minus control: {_SHOWN[m][0]}" for m in effects]]
     baselines = dict.fromkeys(arm.baseline for arm in compared)
     scopes = [ALL, *results.cases] if len(results.cases) > 1 else results.cases
     for scope in scopes:
@@ -115,7 +119,7 @@ def _captions(results: Results) -> list[str]:
 
 def _differences(results: Results) -> list[str]:
     rows = [["arm", "mean guidance", *(_SHOWN[m][0] for m in results.metrics)]]
-    for arm in results.of_kind("schedule", "reversed"):
+    for arm in [*results.of_kind("schedule", "reversed"), *results.low_passed]:
         compared = [_against(results.against(arm, arm.control, m), m) for m in results.metrics]
         rows.append([arm.name, f"{arm.mean:.2f}", *compared])
     return _table(rows)

@@ -81,6 +81,9 @@ class TinyWorld:
             cfg=settings.cfg,
             gs=settings.gs,
             adaptive_cfg_beta=settings.adaptive_cfg_beta,
+            low_pass_factor=settings.low_pass_factor,
+            low_pass_sigma=settings.low_pass_sigma,
+            history_low_pass=settings.history_low_pass,
             seed=noise,
         )
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,16 @@ from diffusers_helper.pipelines.k_diffusion_hunyuan import (
     sample_hunyuan,
     section_sigmas,
 )
-from evaluation.arms import SWEEP, Arm, applied, plan_arms
+from evaluation.arms import (
+    NO_LOW_PASS,
+    SWEEP,
+    Arm,
+    LowPass,
+    applied,
+    plan_arms,
+    plan_low_passes,
+)
+from evaluation.rows import FIELDS
 
 EVEN = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
 """Four steps, whose mean sigma is 0.625."""
@@ -43,6 +54,54 @@ def test_baseline_is_always_there_and_controls_only_when_asked_for():
 
 def test_nothing_to_schedule_leaves_constants():
     assert all(arm.kind == "constant" for arm in plan_arms([0.5, 1.0], [1.0], EVEN, True))
+
+
+SOFT, PAST = LowPass(0.25, 0.95, "start"), LowPass(history_low_pass=0.5)
+
+
+def test_low_passes_are_alone_unless_combined():
+    alone = plan_arms([0.5], [6.0], EVEN, False, [SOFT, PAST])
+    assert [arm.name for arm in alone] == [
+        "constant 6",
+        "constant 6 low-pass 0.25 start sigma 0.95",
+        "constant 6 history 0.5 sigma 0.9",
+        "schedule 6 beta 0.5",
+    ]
+    combined = plan_arms([0.5], [6.0], EVEN, False, [SOFT, PAST], combine=True)
+    assert [arm.name for arm in combined[4:]] == [
+        "schedule 6 beta 0.5 low-pass 0.25 start sigma 0.95",
+        "schedule 6 beta 0.5 history 0.5 sigma 0.9",
+    ]
+    constant_6, soft, _, schedule, soft_schedule, _ = combined
+    assert soft.control == soft.baseline == soft_schedule.baseline == constant_6
+    assert soft_schedule.control == schedule
+
+
+def test_every_low_pass_once():
+    planned = plan_low_passes([1.0, 0.5, 0.25, 0.5], ["both", "last"], [0.0, 1.0], [0.9, 0.8])
+    assert len({arm.name for arm in planned}) == len(planned) == 2 * 2 * 2 + 2
+    assert NO_LOW_PASS not in planned
+    assert LowPass(0.25, 0.8, "last") in planned
+    assert LowPass(1.0, 0.8, "both", 1.0) in planned
+
+
+@pytest.mark.parametrize("low_pass", [NO_LOW_PASS, SOFT, PAST, LowPass(0.5, 0.0)])
+def test_an_arm_comes_back_from_its_columns(low_pass):
+    arm = Arm("schedule", 6.0, 0.5, 3.0, low_pass)
+    assert Arm.of(arm.columns) == arm
+    assert set(arm.columns) <= set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("frames", "soft"), [("both", [True, True]), ("start", [True, False]), ("last", [False, True])]
+)
+def test_low_pass_of_the_frames_that_it_names(frames, soft):
+    clean = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    arm = Arm("constant", 6.0, 0.0, 6.0, LowPass(0.25, 0.9, frames))
+    with applied(arm, EVEN, shift=None):
+        changed = pipeline.low_passed({"clean_latents": clean}, 0.25, "both", 0.0)
+    kept = (changed["clean_latents"] == clean).flatten(3).all(dim=3).all(dim=1)
+    assert kept.tolist() == [[not s for s in soft]]
 
 
 def scales_in_force(arm: Arm, true_cfg: bool, shift: float | None = None) -> list[float]:
@@ -104,12 +163,15 @@ def test_each_kind_guides_as_it_says(true_cfg, shift):
 
 
 def test_everything_is_as_before_afterwards():
-    scale, sigmas = wrapper.adaptive_cfg_scale, pipeline.section_sigmas
-    arm = named([0.8], [6.0], EVEN, True)["reversed 6 beta 0.8"]
+    def patched() -> tuple:
+        return wrapper.adaptive_cfg_scale, pipeline.section_sigmas, pipeline.low_passed
+
+    before = patched()
+    arm = replace(named([0.8], [6.0], EVEN, True)["reversed 6 beta 0.8"], low_pass=SOFT)
     with pytest.raises(KeyError), applied(arm, EVEN, shift=7.0):
-        assert wrapper.adaptive_cfg_scale is not scale and pipeline.section_sigmas is not sigmas
+        assert not set(before) & set(patched())
         raise KeyError
-    assert wrapper.adaptive_cfg_scale is scale and pipeline.section_sigmas is sigmas
+    assert patched() == before
 
 
 def test_shift_takes_the_place_of_the_models_own():

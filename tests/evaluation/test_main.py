@@ -88,6 +88,32 @@ def test_models_and_settings_share_a_folder(tmp_path, made):
     assert "## true CFG, forward sections, 1 steps, 1 s\n\nModels: b." in text
 
 
+LEVERS = ("low_pass_factor", "low_pass_sigma", "history_low_pass")
+
+
+def test_low_passes_are_made_and_gone_on_with(tmp_path, made):
+    small = [*SMALL, "--seeds=1", "--videos=0", f"--output={tmp_path}"]
+    assert main(small) == 0
+    levers = ["--low-pass=0.25,1", "--low-pass-frames=start", "--history-low-pass=0.5"]
+    levers += ["--low-pass-sigma=0.8,1"]
+    assert main([*small, *levers]) == 0
+    soft = ["low-pass 0.25 start sigma 0.8", "low-pass 0.25 start sigma 1"]
+    soft += ["history 0.5 sigma 0.8", "history 0.5 sigma 1"]
+    guidance = ["constant 6", "schedule 6 beta 0.5"]
+    alone = [f"constant 6 {name}" for name in soft]
+    assert [row["arm"] for row in read_rows(tmp_path)] == [*guidance, *alone]
+    expected = [(0.25, 0.8, 0.0), (0.25, 1.0, 0.0), (1.0, 0.8, 0.5), (1.0, 1.0, 0.5)]
+    assert [tuple(call[name] for name in LEVERS) for call in made] == [
+        *[(1.0, 0.9, 0.0)] * 2,
+        *expected,
+    ]
+    assert main([*small, *levers, "--combine"]) == 0
+    assert [tuple(call[name] for name in LEVERS) for call in made[6:]] == expected
+    assert all(call["adaptive_cfg_beta"] == 0.5 for call in made[6:])
+    assert "### Low-pass against none" in (tmp_path / "summary.md").read_text()
+    assert main([*small, *levers, "--combine"]) == 0 and len(made) == 10
+
+
 def test_summary_only_makes_no_videos(tmp_path, made):
     assert main([*SMALL, "--output", str(tmp_path)]) == 0
     (tmp_path / "summary.md").unlink()
@@ -157,6 +183,9 @@ def test_two_processes_share_the_work_and_give_the_rows_of_one(tmp_path, weights
         (["--cfg", "0.5"], "must be in [1, 32]"),
         (["--cfg", "6", "--scales", "6"], "not allowed with"),
         (["--actions", "fly"], "'fly'"),
+        (["--low-pass", "0"], "must be in [0.1, 1], got '0'"),
+        (["--history-low-pass", "2"], "must be in [0, 1], got '2'"),
+        (["--low-pass-frames", "start,end"], "must be of both, start, last, got 'end'"),
     ],
 )
 def test_bad_options_are_named(tmp_path, capsys, option, message):

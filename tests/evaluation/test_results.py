@@ -1,11 +1,16 @@
+from dataclasses import replace
+
 import pytest
 
-from evaluation.arms import Arm, constant
+from evaluation.arms import Arm, LowPass, constant
 from evaluation.results import Results
 from evaluation.rows import FIELDS
 
 SCHEDULE = Arm("schedule", 6.0, 0.8, 3.0)
 REVERSED = Arm("reversed", 6.0, 0.8, 3.0)
+SOFT = replace(constant(6.0), low_pass=LowPass(0.25, 0.95, "start"))
+SOFT_SCHEDULE = replace(SCHEDULE, low_pass=LowPass(history_low_pass=0.5))
+LOW_PASSED = {SOFT: (1, 1, 1, 1), SOFT_SCHEDULE: (1, 1, 1, 1)}
 HAPPENED = {
     constant(6.0): (0, 0, 0, 1),
     SCHEDULE: (1, 1, 0, 1),
@@ -15,7 +20,12 @@ HAPPENED = {
 """In four scenes."""
 
 
-def rows(models=("s0",), actions=("fade", "leave"), setting="distilled guidance") -> list[dict]:
+def rows(
+    models=("s0",),
+    actions=("fade", "leave"),
+    setting="distilled guidance",
+    happened_in=HAPPENED,
+) -> list[dict]:
     return [
         dict.fromkeys(FIELDS)
         | {
@@ -27,11 +37,7 @@ def rows(models=("s0",), actions=("fade", "leave"), setting="distilled guidance"
             "noise": "7",
             "clip": f"{action}-{seed:03d}",
             "prompt": "the <b>ball</b> vanishes",
-            "arm": arm.name,
-            "kind": arm.kind,
-            "base": arm.base,
-            "beta": arm.beta,
-            "mean": arm.mean,
+            **arm.columns,
             "happened": float(happened),
             "delay": 0.5 if happened else None,
             "frozen": float(not happened),
@@ -40,7 +46,7 @@ def rows(models=("s0",), actions=("fade", "leave"), setting="distilled guidance"
         }
         for model in models
         for action in actions
-        for arm, results in HAPPENED.items()
+        for arm, results in happened_in.items()
         for seed, happened in enumerate(results)
     ]
 
@@ -68,6 +74,15 @@ def test_differences_are_paired():
 def test_motion_is_compared_by_ratio():
     ratio = Results(rows()).against(SCHEDULE, SCHEDULE.baseline, "motion")
     assert ratio.value == pytest.approx((2 + 2 + 1 + 2) / (1 + 1 + 1 + 2))
+
+
+def test_low_passes_are_compared_with_none():
+    results = Results(rows(happened_in=HAPPENED | LOW_PASSED))
+    assert results.low_passed == [SOFT, SOFT_SCHEDULE] == results.arms[-2:]
+    assert results.of_kind("constant", "schedule") == [constant(3.0), constant(6.0), SCHEDULE]
+    assert results.against(SOFT, SOFT.control, "happened").value == 0.75
+    assert results.against(SOFT_SCHEDULE, SOFT_SCHEDULE.control, "happened").value == 0.25
+    assert results.against(SOFT_SCHEDULE, SOFT_SCHEDULE.baseline, "happened").value == 0.75
 
 
 def test_other_noise_or_another_model_makes_no_pair():

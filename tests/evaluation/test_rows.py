@@ -1,14 +1,15 @@
 import csv
+from dataclasses import replace
 
 import pytest
 
+from evaluation.arms import Arm, LowPass, constant
 from evaluation.rows import FIELDS, Part, identity, read_rows, slug, write_rows
 
 
-def row(clip: str, arm: str = "constant 6", **values) -> dict:
-    numbers = {"noise": "1", "beta": 0.0, "base": 6.0, "mean": 6.0, "motion": 0.25}
-    known = {"model": "tiny", "setting": "a, b", "clip": clip, "arm": arm, "kind": "constant"}
-    return dict.fromkeys(FIELDS) | known | numbers | values
+def row(clip: str, **values) -> dict:
+    known = {"model": "tiny", "setting": "a, b", "clip": clip, "noise": "1", "motion": 0.25}
+    return dict.fromkeys(FIELDS) | constant(6.0).columns | known | values
 
 
 @pytest.fixture
@@ -31,6 +32,23 @@ def test_a_half_written_row_counts_for_nothing_and_is_replaced(tmp_path, path, c
     assert [r["clip"] for r in read_rows(tmp_path)] == ["a"]
     Part(path).append([row("c")])
     assert [r["clip"] for r in read_rows(tmp_path)] == ["a", "c"]
+
+
+def test_a_part_from_before_low_passes_goes_on(tmp_path, path):
+    new = [name for name in FIELDS if "low_pass" in name]
+    known = [name for name in FIELDS if name not in new]
+    path.parent.mkdir()
+    old = {name: value for name, value in row("a").items() if name in known}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, known, lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(old)
+    (before,) = read_rows(tmp_path)
+    assert Arm.of(before) == constant(6.0)
+    soft = replace(constant(6.0), low_pass=LowPass(0.25, 0.0, "last"))
+    Part(path).append([row("a", **soft.columns)])
+    first, second = read_rows(tmp_path)
+    assert first == before and Arm.of(second) == soft
 
 
 def test_nothing_but_half_a_header(tmp_path, path):

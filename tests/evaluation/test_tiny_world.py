@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from diffusers_helper.k_diffusion.low_pass import low_pass
 from diffusers_helper.k_diffusion.wrapper import GUIDANCE_INPUT_SCALE
 from diffusers_helper.pipelines.k_diffusion_hunyuan import guidance_schedule, section_sigmas
 from diffusers_helper.sections import SectionOrder, section_frames
 from diffusers_helper.settings import GenerationSettings
-from evaluation.arms import applied, plan_arms
+from evaluation.arms import Arm, LowPass, applied, plan_arms
 from evaluation.rows import TRUTH
 from evaluation.tiny_world import CASES, TinyWorld, world_clips
 from tests.evaluation.conftest import WINDOW
@@ -80,3 +81,30 @@ def test_the_transformer_receives_the_schedule(miniature, monkeypatch, true_cfg)
                 assert received == [[1.0, 1.0]] * (2 * 2 * steps)
             else:
                 assert received == [pytest.approx([s, s], rel=1e-5) for s in expected * 2]
+
+
+def test_the_transformer_is_shown_the_low_pass(miniature, monkeypatch):
+    """In the real chain: of the start frame alone, down to the gate, in both sections."""
+    shown = []
+    settings = GenerationSettings(total_second_length=1, latent_window_size=WINDOW, steps=2)
+    arm = Arm("constant", 6.0, 0.0, 6.0, LowPass(0.25, 1.0, "start", history_low_pass=1.0))
+
+    def record(module, args, kwargs):
+        shown.append((kwargs["clean_latents"], kwargs["clean_latents_2x"]))
+
+    monkeypatch.setattr(
+        sample,
+        "vae_decode",
+        lambda latents, vae: torch.zeros(len(latents), 3, 4 * latents.shape[2] - 3, 128, 128),
+    )
+    hook = miniature.transformer.register_forward_pre_hook(record, with_kwargs=True)
+    with hook, applied(arm, section_sigmas(2, 128, 128, section_frames(WINDOW)), None):
+        values = {**vars(settings), **arm.settings(False)}
+        TinyWorld(miniature, SectionOrder.FORWARD).make(
+            world_clips(["jump"], seeds=2), GenerationSettings(**values), noise=0
+        )
+    for (soft, soft_past), (sharp, past) in (shown[:2], shown[2:]):
+        torch.testing.assert_close(soft[:, :, :1], low_pass(sharp[:, :, :1], 0.25))
+        assert not soft[:, :, :1].equal(sharp[:, :, :1])
+        assert soft[:, :, 1:].equal(sharp[:, :, 1:])
+        assert soft_past.equal(past) == past.eq(0).all()  # as before the first section

@@ -31,6 +31,9 @@ def sample_clips(
     cfg: float = 1.0,
     gs: float = 1.0,
     adaptive_cfg_beta: float = 0.0,
+    low_pass_factor: float = 1.0,
+    low_pass_sigma: float = 0.9,
+    history_low_pass: float = 0.0,
     seed: int = 0,
 ) -> torch.Tensor:
     """Make a clip of each scene's first frame and caption.
@@ -40,7 +43,8 @@ def sample_clips(
         scenes: of one size.
         captions: one a scene.
         order: of the sections.
-        seconds, steps, window, cfg, gs, adaptive_cfg_beta: see `GenerationSettings`.
+        seconds, steps, window, cfg, gs, adaptive_cfg_beta, low_pass_factor, low_pass_sigma,
+            history_low_pass: see `GenerationSettings`.
         seed: of the noise.
 
     Returns:
@@ -73,6 +77,9 @@ def sample_clips(
             dtype=models.transformer.dtype,
             device=device,
             adaptive_cfg_beta=adaptive_cfg_beta,
+            low_pass_factor=low_pass_factor,
+            low_pass_sigma=low_pass_sigma,
+            history_low_pass=history_low_pass,
             **conditions,
             **{name: value.to(device) for name, value in history.context(section).items()},
         )
