@@ -56,13 +56,13 @@ Distilled CFG Scale, or CFG Scale when that is not 1. Whether this makes subject
 real checkpoints has not been shown yet; compare with beta 0 at the same seed."""
 
 _LOW_PASS_HELP = """\
-While the noise level is at or above the gate, the model is shown a blurred start image and last
-frame: scaled down by the factor and up again, as latents. Below the gate they are sharp. Noise
-stays high for long: at 25 steps and large sizes, 0.9 is the first 11 steps, 0.95 the first 7, 1 the
-first alone. This is the filter of ALG (arXiv 2506.08456), which reports more motion for other
-models, and the smallest gain for HunyuanVideo. History does the same to the older frames, more
-strongly with age and along time as well; it is an idea of ours. **Neither has been measured on
-FramePack by us**; compare with factor 1 and strength 0 at the same seed."""
+While the noise level is at or above the gate, the model is shown a start image and a last frame
+that were scaled down by the factor and up again, as latents; below it they are sharp. Noise stays
+high for long: of 25 steps at full size, gate 0.9 is open for 11, 0.95 for 7, and 1 for the first
+alone. The idea is ALG's (arXiv 2506.08456), which reports more motion for other models, and the
+smallest gain for HunyuanVideo. History Low-Pass does it to the older frames, and along time as
+well. **We have measured neither on FramePack**; compare with factor 1 and history 0 at the same
+seed, TeaCache off."""
 
 CSS = """
 .progress-track { height: 10px; border-radius: 5px; background: var(--border-color-primary);

@@ -20,8 +20,8 @@ OLDEST_FACTOR = 0.25
 def low_pass(latents: torch.Tensor, factor: float) -> torch.Tensor:
     """Every frame scaled down and up again, bilinearly and without aliasing.
 
-    The filter of "Enhancing Motion Dynamics of Image-to-Video Models via Adaptive Low-Pass
-    Guidance" (ALG, arXiv 2506.08456), in float32.
+    After "Enhancing Motion Dynamics of Image-to-Video Models via Adaptive Low-Pass Guidance" (ALG,
+    arXiv 2506.08456); in float32.
 
     Args:
         latents: shape [batch, channels, frames, height, width].
