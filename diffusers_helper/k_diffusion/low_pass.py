@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 FRAMES = {"both": slice(None), "start": slice(0, 1), "last": slice(1, None)}
 """Which of `clean_latents` to filter: the start frame is the first of them."""
-
 HISTORY = {
     "clean_latents_2x": "clean_latent_2x_indices",
     "clean_latents_4x": "clean_latent_4x_indices",
@@ -60,13 +59,13 @@ def low_pass_history(
     """
     if strength == 0.0 or not latents.numel():
         return latents
-    order = distances.argsort()
-    d, x = distances[order].float(), latents[:, :, order].float()
+    d, order = distances.to(latents.device).sort()
+    x = latents[:, :, order].float()
     present = (x != 0).any(dim=(1, 3, 4), keepdim=True)
     steps = x.diff(dim=2) * (present[:, :, 1:] & present[:, :, :-1])
     mixed = x + (F.pad(steps, (0, 0, 0, 0, 0, 1)) - F.pad(steps, (0, 0, 0, 0, 1, 0))) / 4
     weight = strength * (d - d[0]) / (d[-1] - d[0]).clamp(min=1)
-    soft = x.lerp(low_pass(mixed, OLDEST_FACTOR), weight.view(-1, 1, 1).to(x.device))
+    soft = x.lerp(low_pass(mixed, OLDEST_FACTOR), weight.view(-1, 1, 1))
     return soft[:, :, order.argsort()].to(latents.dtype)
 
 
