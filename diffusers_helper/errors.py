@@ -13,6 +13,10 @@ class SettingsError(UserError, ValueError):
     """A setting is out of range."""
 
 
+class PromptError(SettingsError):
+    """A prompt's times are not written as they must be."""
+
+
 class WeightsError(UserError):
     """A checkpoint is missing, incomplete or damaged."""
 

@@ -1,8 +1,9 @@
 """A whole video: image and prompt to conditions, to sections, to an MP4. Knows no page."""
 
 import json
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,7 @@ from diffusers_helper.k_diffusion.uni_pc_fm import Step, unipc_steps
 from diffusers_helper.memory import bring, choose_tiling
 from diffusers_helper.models import Models
 from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
+from diffusers_helper.prompts import TimedPrompt, in_force
 from diffusers_helper.sections import (
     FPS,
     LatentHistory,
@@ -39,6 +41,8 @@ from diffusers_helper.sections import (
 from diffusers_helper.settings import GenerationSettings
 from diffusers_helper.utils import crop_or_pad_yield_mask, resize_and_center_crop
 from diffusers_helper.video import GrowingVideo
+
+logger = logging.getLogger(__name__)
 
 MIN_IMAGE_SIDE = 32
 
@@ -175,9 +179,16 @@ def generate(
     pace = _Pace(len(sections), settings.steps)
 
     yield Progress("Reading the prompt", sections=len(sections))
-    conditions = _encode_prompts(models, settings)
+    timed = settings.prompts
+    prompts = [in_force(timed, section.middle) for section in sections]
+    for prompt in timed:
+        if prompt not in prompts:
+            logger.warning(
+                "Not used, too short for a section: [%gs: %s]", prompt.start, prompt.text
+            )
+    conditions = _encode_prompts(models, settings, prompts)
     yield Progress("Looking at the image", sections=len(sections))
-    start, conditions["image_embeddings"] = _encode_image(models, settings, image, width, height)
+    start, embeddings = _encode_image(models, settings, image, width, height)
 
     history = LatentHistory(order, window, start)
     generator = torch.Generator("cpu").manual_seed(settings.seed)
@@ -189,13 +200,16 @@ def generate(
         metadata={"comment": json.dumps(metadata)},
         at_start=order is SectionOrder.INVERTED,
     ) as video:
-        for section in sections:
+        for section, prompt in zip(sections, prompts, strict=True):
             if stop.is_set():
                 break
             latents = None
-            for step in _sample(
-                models, settings, conditions | history.context(section), width, height, generator
-            ):
+            shown = (
+                conditions[prompt.text]
+                | history.context(section)
+                | {"image_embeddings": embeddings}
+            )
+            for step in _sample(models, settings, shown, width, height, generator):
                 pace.step_done()
                 latents = step["denoised"]
                 _check_finite(latents, section)
@@ -237,7 +251,10 @@ def generate(
         yield Done(output if video.frames else None, video.frames, stopped=True)
 
 
-def _encode_prompts(models: Models, settings: GenerationSettings) -> dict[str, torch.Tensor]:
+def _encode_prompts(
+    models: Models, settings: GenerationSettings, prompts: Iterable[TimedPrompt]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """What the transformer is told, by the text of the prompt in force."""
     for module in (models.text_encoder, models.text_encoder_2):
         bring(module, models, settings.gpu_memory_preservation)
 
@@ -252,11 +269,13 @@ def _encode_prompts(models: Models, settings: GenerationSettings) -> dict[str, t
         return *crop_or_pad_yield_mask(embeds, TEXT_LENGTH), pooled
 
     names = ("prompt_embeds", "prompt_embeds_mask", "prompt_poolers")
-    conditions = dict(zip(names, encode(settings.prompt), strict=True))
+    texts = dict.fromkeys(prompt.text for prompt in prompts)
+    conditions = {text: dict(zip(names, encode(text), strict=True)) for text in texts}
+    negative = {}
     if settings.cfg != 1.0:
-        negative = encode(settings.n_prompt)
-        conditions |= {f"negative_{n}": c for n, c in zip(names, negative, strict=True)}
-    return conditions
+        encoded = encode(settings.n_prompt)
+        negative = {f"negative_{n}": c for n, c in zip(names, encoded, strict=True)}
+    return {text: condition | negative for text, condition in conditions.items()}
 
 
 def _encode_image(

@@ -24,11 +24,14 @@ class SectionOrder(Enum):
 @dataclass(frozen=True)
 class Section:
     """A section: its number from 1 in the order of making, of how many, and what lies between it
-    and the image (in windows; only inverted sections know)."""
+    and the image (in windows; only inverted sections know, and in long videos it is capped). When
+    the finished video reaches its start and its middle, in seconds after the image."""
 
     number: int
     count: int
     padding: int
+    start: float
+    middle: float
 
     @property
     def is_last(self) -> bool:
@@ -47,7 +50,12 @@ def plan_sections(order: SectionOrder, seconds: float, window: int) -> list[Sect
         paddings = [3, *[2] * (n - 3), 1, 0]
     else:
         paddings = range(n - 1, -1, -1)
-    return [Section(i, n, padding) for i, padding in enumerate(paddings, start=1)]
+    places = range(n) if order is SectionOrder.FORWARD else range(n - 1, -1, -1)
+    length = 4 * window
+    return [
+        Section(i, n, padding, start=length * place / FPS, middle=length * (place + 0.5) / FPS)
+        for i, (padding, place) in enumerate(zip(paddings, places, strict=True), start=1)
+    ]
 
 
 def section_frames(window: int) -> int:

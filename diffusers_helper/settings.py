@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from diffusers_helper.errors import SettingsError
+from diffusers_helper.prompts import TimedPrompt, timed_prompts
 
 
 def _setting(
@@ -28,10 +29,15 @@ class GenerationSettings:
 
     Raises:
         SettingsError: a value is out of its field's range; the message quotes it.
+        PromptError: see `timed_prompts`.
     """
 
-    prompt: str = _setting("", "What happens in the video. May be empty.")
-    n_prompt: str = _setting("", "What to avoid. Used only when CFG Scale is not 1.")
+    prompt: str = _setting(
+        "", "What happens, or what when: [0s: a man stands] [2s: he walks away]. May be empty."
+    )
+    n_prompt: str = _setting(
+        "", "What to avoid in the whole video. Used only when CFG Scale is not 1."
+    )
     seed: int = _setting(31337, "The same seed gives the same video.", 0, 2**63 - 1, 1)
     total_second_length: float = _setting(5.0, "Length of the video in seconds.", 1, 120, 0.1)
     latent_window_size: int = _setting(
@@ -91,6 +97,12 @@ class GenerationSettings:
         for setting in fields(self):
             value = getattr(self, setting.name)
             object.__setattr__(self, setting.name, _checked(setting, value))
+        _ = self.prompts  # that wrong times are told at once
+
+    @property
+    def prompts(self) -> list[TimedPrompt]:
+        """The prompt, cut at its times."""
+        return timed_prompts(self.prompt, self.total_second_length)
 
 
 def _checked(setting: Any, value: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 from diffusers_helper.errors import (
     ImageError,
     NonFiniteError,
+    PromptError,
     SettingsError,
     UserError,
     WeightsError,
@@ -16,7 +17,7 @@ LOG = "/var/log/framepack.log"
 
 
 @pytest.mark.parametrize(
-    "kind", [UserError, SettingsError, WeightsError, ImageError, NonFiniteError]
+    "kind", [UserError, SettingsError, PromptError, WeightsError, ImageError, NonFiniteError]
 )
 def test_a_users_error_speaks_for_itself(kind):
     assert explain(kind("Choose an image first."), LOG) == "Choose an image first."

@@ -28,6 +28,7 @@ from diffusers_helper.generation import (
     generate,
     open_image,
 )
+from diffusers_helper.hunyuan import encode_prompt_conds
 from diffusers_helper.models import Models
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
@@ -107,6 +108,39 @@ def broken(module: torch.nn.Module, after: int, value: float) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def read_prompts() -> Iterator[list[str]]:
+    """A list that has every prompt that is encoded."""
+    prompts = []
+    encode = generation.encode_prompt_conds
+
+    def note(prompt, *models):
+        prompts.append(prompt)
+        return encode(prompt, *models)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "encode_prompt_conds", note)
+        yield prompts
+
+
+@contextmanager
+def heard(models: Models) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """A list that has what every call of the transformer was given."""
+    given = []
+    handle = models.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs), with_kwargs=True
+    )
+    try:
+        yield given
+    finally:
+        handle.remove()
+
+
+def encoded(models: Models, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return encode_prompt_conds(prompt, *(getattr(models, name) for name in names))
 
 
 @pytest.fixture(scope="module", params=SectionOrder, ids=lambda order: order.value)
@@ -329,17 +363,8 @@ def test_history_is_low_passed_where_there_is_some(miniature, tmp_path, order):
 
 
 @pytest.mark.parametrize(("cfg", "read"), [(1.0, ["wanted"]), (3.0, ["wanted", "unwanted"])])
-def test_the_negative_prompt_is_read_with_true_cfg_alone(
-    miniature, tmp_path, monkeypatch, cfg, read
-):
-    prompts = []
-    encode = generation.encode_prompt_conds
-    monkeypatch.setattr(
-        generation,
-        "encode_prompt_conds",
-        lambda prompt, *models: prompts.append(prompt) or encode(prompt, *models),
-    )
-    with calls(miniature.transformer) as made:
+def test_the_negative_prompt_is_read_with_true_cfg_alone(miniature, tmp_path, cfg, read):
+    with calls(miniature.transformer) as made, read_prompts() as prompts:
         stopped_at(
             *(miniature, tmp_path / "a.mp4", FORWARD),
             lambda event: getattr(event, "step", 0) == 1,
@@ -350,6 +375,63 @@ def test_the_negative_prompt_is_read_with_true_cfg_alone(
         )
     assert prompts == read
     assert len(made) == len(read)  # one step of as many passes
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+@pytest.mark.parametrize("order", SectionOrder)
+def test_a_section_hears_the_prompt_at_its_middle(miniature, tmp_path, order, cfg):
+    """Eight sections of 4 / 30 s each, so that the third has its middle at a third of a second."""
+    typed = "[0s: a cat] [0.3s: a dog, 犬]\n[0.5s: a cat]"
+    in_the_video = ["a cat"] * 2 + ["a dog, 犬"] * 2 + ["a cat"] * 4
+    expected = in_the_video if order is FORWARD else in_the_video[::-1]
+    asked = SHORT | {"prompt": typed, "n_prompt": "rain", "cfg": cfg, "steps": 1}
+    with heard(miniature) as given, read_prompts() as prompts:
+        list(start(miniature, tmp_path / "a.mp4", order, **asked))
+    negative = [] if cfg == 1.0 else ["rain"]
+    assert sorted(prompts) == ["a cat", "a dog, 犬", *negative]
+    for call, text in zip(given, chain(*([text, *negative] for text in expected)), strict=True):
+        embeds, pooled = encoded(miniature, text)
+        tokens = embeds.shape[1]
+        assert torch.equal(call["encoder_hidden_states"][:, :tokens], embeds)
+        assert torch.equal(call["pooled_projections"], pooled)
+        assert call["encoder_attention_mask"].sum() == tokens
+    told = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert json.loads(read_video(tmp_path / "a.mp4").comment) == told
+    assert GenerationSettings(**{name: told[name] for name in asdict(TWO_SECTIONS)}) == settings(
+        **asked
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", " a [red] cat:\n2s ", "[2 cats: asleep]"])
+def test_a_prompt_without_times_is_read_as_typed(miniature, tmp_path, prompt):
+    with read_prompts() as prompts:
+        job = start(miniature, tmp_path / "a.mp4", FORWARD, **SHORT, prompt=prompt)
+        next(event for event in job if getattr(event, "step", 0) == 1)
+    assert prompts == [prompt]
+
+
+def test_one_timed_prompt_makes_the_plain_ones_video(miniature, tmp_path, finished):
+    prompt = f"[0s: {TWO_SECTIONS.prompt}]"
+    list(start(miniature, tmp_path / "a.mp4", finished.order, prompt=prompt))
+    frames, expected = read_video(tmp_path / "a.mp4").yuv, read_video(finished.output).yuv
+    np.testing.assert_array_equal(frames, expected)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unused"),
+    [
+        ("[0s: a] [0.2s: b]", []),
+        ("[0s: a] [0.21s: b] [0.3s: c]", ["[0.21s: b]"]),  # middles at 0.2 and 0.33
+        ("[0s: a] [0.05s: b]", ["[0s: a]"]),  # the first middle is at 0.07
+    ],
+)
+def test_a_prompt_too_short_for_a_section_is_told(miniature, tmp_path, caplog, prompt, unused):
+    with read_prompts() as prompts:
+        job = start(miniature, tmp_path / "a.mp4", FORWARD, **SHORT, prompt=prompt)
+        next(event for event in job if getattr(event, "step", 0) == 1)
+    told = [record.getMessage() for record in caplog.records if record.name == generation.__name__]
+    assert told == [f"Not used, too short for a section: {part}" for part in unused]
+    assert len(prompts) == len(settings(prompt=prompt).prompts) - len(unused)
 
 
 @pytest.mark.parametrize("order", SectionOrder)

@@ -260,6 +260,8 @@ def broken_image(tmp_path: Path) -> Path:
         (["--output", "{tmp}/broken.png/out.mp4"], 1, "{tmp}/broken.png"),
         (["--steps", "0"], 2, "steps must be in [1, 100], got 0"),
         (["--seconds", "nan"], 2, "must be in [1, 120], got nan"),
+        (["--prompt", "[0s: a] then [0.5s: b]"], 2, "'then' has no time"),
+        (["--prompt", "[0s: a] [1s: b]"], 2, "'[1s:' begins when the video of 1 s is over"),
         (["--adaptive-cfg-beta", "1.2"], 2, "adaptive_cfg_beta must be in [0, 1], got 1.2"),
     ],
 )

@@ -70,6 +70,25 @@ def test_paddings(paddings, window):
     assert [s.padding for s in plan_sections(FORWARD, seconds, window)] == [0] * len(paddings)
 
 
+@pytest.mark.parametrize("window", [1, 9, 33])
+@pytest.mark.parametrize("sections", [1, 3, 5, 24])
+def test_times_of_sections(sections, window):
+    """Sections follow each other from the image on, whatever the padding."""
+    length = 4 * window / FPS
+    starts = [length * i for i in range(sections)]
+    middles = [length * i + length / 2 for i in range(sections)]
+    for order, step in ((FORWARD, 1), (INVERTED, -1)):
+        plan = plan_sections(order, seconds_for(sections, window), window)
+        assert [s.start for s in plan] == pytest.approx(starts[::step])
+        assert [s.middle for s in plan] == pytest.approx(middles[::step])
+
+
+@pytest.mark.parametrize("order", SectionOrder)
+def test_middles_are_the_numbers_that_a_user_types(order):
+    middles = {s.middle for s in plan_sections(order, 6, 9)}
+    assert middles == {0.6, 1.8, 3.0, 4.2, 5.4}
+
+
 @pytest.mark.parametrize(("window", "frames"), [(1, 1), (2, 5), (9, 33), (33, 129)])
 def test_section_frames(window, frames):
     assert section_frames(window) == frames
@@ -187,6 +206,19 @@ def test_the_video_is_4wn_plus_1_frames(order, window, sections):
         if section.number > 1:
             frames -= section_frames(window)
     assert frames == 4 * window * sections + 1
+
+
+@pytest.mark.parametrize("order", SectionOrder)
+@pytest.mark.parametrize("window", [1, 2, 9, 33])
+@pytest.mark.parametrize("sections", [1, 2, 5, 24])
+def test_a_section_lies_in_the_video_where_its_times_say(order, window, sections):
+    *_, (_, _, _, _, made) = walk(order, sections, window)
+    for section in plan_sections(order, seconds_for(sections, window), window):
+        first = made.index(1 + (section.number - 1) * window)
+        last = first + window - 1
+        # Latent frame 0 is the image; every other one is four frames, the last of them at its time.
+        assert section.start == pytest.approx(4 * (first - 1) / FPS)
+        assert section.middle == pytest.approx((4 * (first - 1) + 4 * last) / 2 / FPS)
 
 
 @pytest.mark.parametrize("order", SectionOrder)

@@ -1,9 +1,10 @@
 import math
-from dataclasses import FrozenInstanceError, asdict, fields
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import pytest
 
-from diffusers_helper.errors import SettingsError, UserError
+from diffusers_helper.errors import PromptError, SettingsError, UserError
+from diffusers_helper.prompts import TimedPrompt
 from diffusers_helper.settings import GenerationSettings
 
 DEFAULTS = {
@@ -117,6 +118,24 @@ def test_what_is_no_text_is_an_error_that_quotes(name, value):
 @pytest.mark.parametrize("value", [0, 1, "True", None])
 def test_what_is_no_bool_is_an_error_that_quotes(value):
     assert message_for("use_teacache", value) == f"use_teacache must be bool, got {value!r}"
+
+
+def test_times_of_the_prompt_must_be_right_and_within_the_video():
+    settings = GenerationSettings(prompt="[0s: a] [2s: b]", total_second_length=3)
+    assert settings.prompt == "[0s: a] [2s: b]"
+    assert settings.prompts == [TimedPrompt(0.0, "a"), TimedPrompt(2.0, "b")]
+    with pytest.raises(PromptError, match=r"'\[2s:' begins when the video of 2 s is over"):
+        replace(settings, total_second_length=2)
+    with pytest.raises(PromptError, match=r"'\[2s: b' must be closed"):
+        replace(settings, prompt="[0s: a] [2s: b")
+
+
+def test_without_times_there_is_one_prompt():
+    assert GenerationSettings(prompt=" a ").prompts == [TimedPrompt(0.0, " a ")]
+
+
+def test_the_negative_prompt_is_text_whatever_it_says():
+    assert GenerationSettings(n_prompt="[9s: rain").n_prompt == "[9s: rain"
 
 
 def test_a_huge_number_is_an_error_that_quotes():
