@@ -13,11 +13,25 @@ from typing import Any
 
 import gradio as gr
 
-from diffusers_helper.errors import SettingsError, UserError, WeightsError, explain
+from diffusers_helper.errors import (
+    PromptError,
+    SettingsError,
+    UserError,
+    WeightsError,
+    explain,
+)
 from diffusers_helper.generation import Event, generate, open_image
 from diffusers_helper.gradio.jobs import Job, JobQueue, Status
-from diffusers_helper.gradio.page import CSS, DRAWN, Page, page_rejection, page_updates
+from diffusers_helper.gradio.page import (
+    CSS,
+    DRAWN,
+    TIMING,
+    Page,
+    page_rejection,
+    page_updates,
+)
 from diffusers_helper.gradio.plot import guidance_note, guidance_table
+from diffusers_helper.gradio.prompts import prompt_note, wrong_note
 from diffusers_helper.models import Models, choose_model, load_models, model_description
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
@@ -211,6 +225,16 @@ class Demo:
         table = guidance_table(self.description.resolution, input_image, settings)
         # The table alone: with limits of the axes beside it, the drawing stays one update behind.
         return [table, guidance_note(table, settings)]
+
+    def tell_prompts(self, *timing: Any) -> str:
+        """The note on timed prompts for the inputs named in `TIMING`."""
+        try:
+            settings = GenerationSettings(**dict(zip(TIMING, timing, strict=True)))
+        except PromptError as error:
+            return wrong_note(error)
+        except SettingsError:  # half typed
+            return gr.skip()
+        return prompt_note(settings, self.order)
 
     async def watch_loading(self) -> AsyncIterator[str]:
         """The notice at the top of the page, until the models are there."""

@@ -44,6 +44,8 @@ DRAWN = (
     "adaptive_cfg_min",
 )
 """Inputs that the plot depends on, in the order of all inputs."""
+TIMING = ("prompt", "total_second_length", "latent_window_size")
+"""Inputs that the note on timed prompts depends on, in the order of all inputs."""
 
 # Followers only wait and look; jobs themselves take turns in the demo's own queue.
 _QUIET = {"show_progress": "hidden", "concurrency_limit": None}
@@ -70,6 +72,10 @@ CSS = """
 .progress-fill { height: 100%; background: var(--color-accent); transition: width 0.3s; }
 .job-error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 #notice:empty { display: none; }
+#prompt-note { max-height: 9em; overflow-y: auto !important; }
+#prompt-note:has(.prose:empty) { display: none; }
+#prompt-note .html-container { padding: 0; }
+#prompt-note .prose > div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 #input-image img { width: 100%; height: 100%; object-fit: contain; }
 """
 
@@ -106,10 +112,16 @@ class Page:
         )
         # Gradio would open the file itself and put its own words to a broken one.
         image.preprocess = lambda payload: payload and _uploaded(payload.path, image.GRADIO_CACHE)
-        prompt = gr.Textbox(label="Prompt", lines=2, value=self._defaults.prompt)
+        prompt = gr.Textbox(
+            label="Prompt",
+            placeholder=_setting("prompt").metadata["help"],
+            lines=2,
+            value=self._defaults.prompt,
+        )
         with gr.Row():
             self.start = gr.Button("Start Generation", variant="primary")
             self.end = gr.Button("End Generation", interactive=False)
+        self.prompt_note = gr.HTML(elem_id="prompt-note", padding=False)
         examples = _TINY_EXAMPLES if self._is_tiny else _REAL_EXAMPLES
         files = [_EXAMPLES_FOLDER / file for file, _ in examples]
         texts = [text for _, text in examples]
@@ -220,12 +232,17 @@ class Page:
         self.end.click(demo.end, job, self.end, **_PRIVATE)
         self.blocks.load(demo.attach, job, self.outputs, **_PRIVATE)
         self.blocks.load(demo.watch_loading, None, notice, **_PRIVATE)
-        drawn = [component for name, component in self._named if name in DRAWN]
+        self._follow(DRAWN, demo.draw, [self.plot, self.plot_note])
+        self._follow(TIMING, demo.tell_prompts, self.prompt_note)
+
+    def _follow(self, names: tuple[str, ...], show: Callable, outputs: Any) -> None:
+        """Keep `outputs` what `show` makes of the inputs of these names."""
+        followed = [component for name, component in self._named if name in names]
         gr.on(
-            [self.blocks.load, *(component.change for component in drawn)],
-            demo.draw,
-            drawn,
-            [self.plot, self.plot_note],
+            [self.blocks.load, *(component.change for component in followed)],
+            show,
+            followed,
+            outputs,
             trigger_mode="always_last",
             **_PRIVATE,
         )

@@ -1,5 +1,6 @@
 import argparse
 import asyncio
+import html
 import inspect
 import json
 import logging
@@ -22,11 +23,12 @@ from PIL import Image
 
 import demo_gradio
 import demo_gradio_f1
-from diffusers_helper.errors import ImageError, SettingsError, WeightsError
+from diffusers_helper.errors import ImageError, PromptError, SettingsError, WeightsError
 from diffusers_helper.generation import Done, Event, Progress, open_image
 from diffusers_helper.gradio import app, page
 from diffusers_helper.gradio.app import Demo
 from diffusers_helper.gradio.page import INPUT_NAMES
+from diffusers_helper.gradio.prompts import prompt_note
 from diffusers_helper.models import Models
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
@@ -179,6 +181,7 @@ def test_every_job_has_a_file_of_its_own(generated: list):
         ({"adaptive_cfg_beta": 1.5}, SettingsError, "adaptive_cfg_beta must be in [0, 1], got 1.5"),
         ({"gs": float("nan")}, SettingsError, "gs must be in [1, 32], got nan"),
         ({"prompt": None}, SettingsError, "prompt must be str, got None"),
+        ({"prompt": "[0s: a] b"}, PromptError, "'b' has no time"),
     ],
 )
 def test_the_worker_refuses_before_anything_runs(
@@ -414,6 +417,30 @@ def test_the_tiny_models_examples_are_of_its_world_but_not_of_its_training(
     assert np.abs(image - drawn.astype(float)).max() <= 1
 
 
+@pytest.mark.parametrize("demo", DEMOS.values(), ids=DEMOS)
+def test_the_note_on_timed_prompts_is_of_the_demos_own_order(demo: Any):
+    prompt = "[0s: a] [2s: b]"
+    settings = GenerationSettings(prompt=prompt, total_second_length=6)
+    assert demo.demo.tell_prompts(prompt, 6, 9) == prompt_note(settings, demo.demo.order)
+
+
+@pytest.mark.parametrize(
+    ("timing", "told"),
+    [
+        (("[0s: a] b", 5, 9), "'b' has no time"),
+        (("[0s: a] [2s: b]", 2, 9), "'[2s:' begins when the video of 2 s is over"),
+    ],
+)
+def test_wrong_times_are_told_before_the_start(timing: tuple, told: str):
+    assert html.escape(told) in new_demo().tell_prompts(*timing)
+
+
+@pytest.mark.parametrize("prompt", ["a", "[0s: a] b"])
+def test_numbers_that_are_half_typed_leave_the_note(prompt: str):
+    for seconds, window in ((0, 9), (None, 9), (5, 0)):
+        assert new_demo().tell_prompts(prompt, seconds, window) == gr.skip()
+
+
 # Over the network
 
 
@@ -488,6 +515,7 @@ def test_a_video_by_parameter_names(client: Client, image_file: Path):
         ({"input_image": handle_file(__file__)}, "This file cannot be read as an image"),
         ({"seed": -1}, "seed must be in [0, 9223372036854775807], got -1"),
         ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"prompt": "[0s: a] [9s: b]"}, "'[9s:' begins when the video of 1.5 s is over"),
     ],
 )
 def test_an_invalid_request_is_told_why(

@@ -477,6 +477,33 @@ def test_the_note_speaks_of_what_is_set(visitor: Visitor):
     expect(visitor.note).to_have_text("Constant: CFG Scale 2.00 at every step.")
 
 
+def test_a_timed_prompt_tells_its_sections_and_what_is_wrong(visitor: Visitor, wide: Path):
+    note = visitor.page.locator("#prompt-note")
+    expect(note).to_be_hidden()
+    visitor.upload(wide)
+    visitor.set({LENGTH: 2.4, STEPS: 2})
+    visitor.prompt.fill("[0s: The person stands] [1.5s: The person *walks* out]")
+    lines = note.locator(".prose > *")
+    expect(lines).to_have_text(
+        [
+            "From 0.0 s, section 1: The person stands",
+            "From 1.2 s, section 2: The person *walks* out",
+        ]
+    )
+    visitor.set({LENGTH: 1.5})
+    wrong = "'[1.5s:' begins when the video of 1.5 s is over."
+    expect(lines).to_have_text([wrong])
+    visitor.start.click()
+    visitor.sees_job_end(wrong)
+    expect(visitor.prompt).to_have_value("[0s: The person stands] [1.5s: The person *walks* out]")
+    visitor.set({LENGTH: 2.4})
+    expect(lines).to_have_count(2)
+    visitor.start.click()
+    visitor.sees_job_end(TWO_FINISHED)
+    visitor.prompt.fill("The person walks out")
+    expect(note).to_be_hidden()
+
+
 @pytest.mark.parametrize("name", ["framepack.log", "another.mp4"])
 def test_the_output_folder_is_not_for_visitors(server: Server, name: str):
     file = server.outputs / name
