@@ -158,7 +158,7 @@ class Clips:
         sections = plan_sections(order, count * config.window * LATENT_FRAME / FPS, config.window)
         now = rng.choice(sections)
 
-        by_length = group.captions[_windows_before(now, order) == 0]
+        by_length = group.captions[now.start == 0]
         lengths = list(by_length)
         length = rng.choices(lengths, [len(by_length[n]) for n in lengths])[0]
         chosen = rng.choices(by_length[length], k=config.batch)
@@ -166,9 +166,9 @@ class Clips:
         latents = group.latents[clips]
         history = LatentHistory(order, config.window, latents[:, :, :1])
         for section in sections[: now.number - 1]:
-            history.add(section, _of_section(latents, section, order, config.window))
+            history.add(section, _of_section(latents, section, config.window))
         return Batch(
-            target=_of_section(latents, now, order, config.window),
+            target=_of_section(latents, now, config.window),
             context={n: x.to(self._device) for n, x in history.context(now).items()},
             thumbnails=group.thumbnails[clips],
             llama=self._index([llama for _, llama, _ in chosen]),
@@ -205,14 +205,7 @@ def encode_clips(
     return latents * vae.config.scaling_factor, pixels[:, :, 0].float()
 
 
-def _of_section(
-    latents: torch.Tensor, section: Section, order: SectionOrder, window: int
-) -> torch.Tensor:
+def _of_section(latents: torch.Tensor, section: Section, window: int) -> torch.Tensor:
     """The latents that a section makes of a clip, which begins with the image."""
-    first = 1 + _windows_before(section, order) * window
+    first = 1 + round(section.start * FPS / LATENT_FRAME)
     return latents[:, :, first : first + window]
-
-
-def _windows_before(section: Section, order: SectionOrder) -> int:
-    """What lies between the image and a section of a clip, which has four at most."""
-    return section.number - 1 if order is SectionOrder.FORWARD else section.padding
