@@ -104,6 +104,12 @@ def test_what_falls_short_is_told(number, change, vae, measured):
     assert not others, [reached[i] for i in others]
 
 
+def test_without_a_seam_there_is_none_to_measure():
+    change = {(STUDENT, SCALE, None, None): {"centroid_jump": None}}
+    seam = figures(rows(change), facts())[8]
+    assert (seam.measured, seam.reached) == ("not measured", False)
+
+
 def test_the_worst_action_is_named():
     change = {(STUDENT, SCALE, "up", s): {"happened": 0.0} for s in range(3)}
     assert "(up)" in figures(rows(change), facts())[3].name

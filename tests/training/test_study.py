@@ -104,3 +104,10 @@ def test_a_failure_is_told_and_begins_nothing_more(tmp_path, commands):
     with pytest.raises(RuntimeError, match=f"a failed: see {tmp_path}"):
         run_jobs(jobs, tmp_path, [None], math.inf)
     assert [note.split(":")[0] for note in commands()] == ["a"]
+
+
+@pytest.mark.parametrize("seeds", ["1", "many"])
+def test_a_single_scene_is_refused(tmp_path, capsys, seeds):
+    with pytest.raises(SystemExit):
+        study.main(["--output", str(tmp_path), "--seeds", seeds])
+    assert f"2 or more, for intervals, got '{seeds}'" in capsys.readouterr().err

@@ -190,7 +190,8 @@ def _parameters(model: Path) -> dict[str, int]:
     return counts
 
 
-def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Estimate:
+def _mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Estimate | None:
+    """None of no rows, such as those with a seam among videos of one section."""
     return mean([float(value(row)) for row in rows], [row["scene"] for row in rows])
 
 
@@ -203,10 +204,11 @@ def _joined(row: Row) -> bool:
     return row["centroid_jump"] <= 1
 
 
-def _share(name: str, target: float, share: Estimate) -> Figure:
-    return Figure(
-        f"{name}, %", f"at least {target:g}", _percent(share), 100 * share.value >= target
-    )
+def _share(name: str, target: float, share: Estimate | None) -> Figure:
+    name, target_text = f"{name}, %", f"at least {target:g}"
+    if share is None:
+        return Figure(name, target_text, "not measured", False)
+    return Figure(name, target_text, _percent(share), 100 * share.value >= target)
 
 
 def _at_least(name: str, target: float, value: float) -> Figure:

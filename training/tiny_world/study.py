@@ -205,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="stop after these; go on by another run"
     )
-    parser.add_argument("--seeds", type=int, default=32, help="scenes of each action (default: 32)")
+    parser.add_argument(
+        "--seeds", type=_scenes, default=32, help="scenes of each action (default: 32)"
+    )
     parser.add_argument(
         "--betas", default="0,0.3,0.5,0.7,0.8,1", help="(default: 0,0.3,0.5,0.7,0.8,1)"
     )
@@ -220,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
         "--miniature", action="store_true", help="everything in minutes on a CPU, telling nothing"
     )
     return parser
+
+
+def _scenes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be 2 or more, for intervals, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":
