@@ -124,7 +124,10 @@ def card(facts: dict[str, Any], reached: Sequence[Figure], parameters: dict[str,
         ("VAE", f"{vae_steps:,}", facts["seconds"]["vae"], vae_losses),
         *(
             (title, f"{config[f'{name}_steps']:,}", facts["seconds"][name], facts[name]["loss"])
-            for name, title in (("flow", "flow matching: the teacher"), ("distil", "guidance"))
+            for name, title in (
+                ("flow", "flow matching: the teacher"),
+                ("distil", "distillation: the student"),
+            )
         ),
     )
     measured = _table(
