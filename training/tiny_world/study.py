@@ -36,7 +36,7 @@ _LIMITS = {_TRAINING: ("--minutes", 60.0), _EVALUATION: ("--time-limit", 1.0)}
 
 @dataclass(frozen=True)
 class Job:
-    """A command that has a GPU to itself."""
+    """A command that runs on one GPU."""
 
     name: str
     module: str
@@ -94,11 +94,12 @@ def plan_jobs(
 def run_jobs(
     jobs: Sequence[Job], logs: Path, gpus: Sequence[int | None], deadline: float
 ) -> set[str]:
-    """Run those that are not done yet, one on each GPU at a time.
+    """Run those that are not done yet, as many at a time as there are `gpus`.
 
     Args:
         logs: folder of what the commands print, and of marks of what is done.
-        gpus: numbers of those to use; None is the CPU.
+        gpus: numbers of those to use, each as often as it is to run jobs at a time; None is the
+            CPU.
         deadline: by `time.monotonic`.
 
     Returns:
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         training.append("--miniature")
         evaluation += ["--steps=1", "--seconds=1"]
     jobs = plan_jobs(options.output, training, evaluation, options.betas, options.seeds)
-    gpus = list(range(torch.cuda.device_count())) or [None]
+    gpus = (list(range(torch.cuda.device_count())) or [None]) * options.at_once
     try:
         done = run_jobs(jobs, options.output / "logs", gpus, deadline)
     except RuntimeError as error:
@@ -207,6 +208,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds", type=_scenes, default=32, help="scenes of each action (default: 32)"
+    )
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        choices=range(1, 9),
+        metavar="N",
+        help="commands on each GPU at a time, 1 to 8 (default: 1)",
     )
     parser.add_argument(
         "--betas", default="0,0.3,0.5,0.7,0.8,1", help="(default: 0,0.3,0.5,0.7,0.8,1)"
