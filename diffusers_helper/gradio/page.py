@@ -67,6 +67,11 @@ well. **We have measured neither on FramePack**; compare with factor 1 and histo
 seed, TeaCache off."""
 
 CSS = """
+#page { display: grid; grid-template: "ask result" auto "settings result" 1fr / 1fr 1fr; }
+#ask { grid-area: ask; min-width: 0; }
+#result { grid-area: result; min-width: 0; }
+#settings { grid-area: settings; min-width: 0; }
+@media (max-width: 768px) { #page { grid-template: "ask" "result" "settings" / 1fr; } }
 .progress-track { height: 10px; border-radius: 5px; background: var(--border-color-primary);
   overflow: hidden; }
 .progress-fill { height: 100%; background: var(--color-accent); transition: width 0.3s; }
@@ -91,17 +96,19 @@ class Page:
         ) as self.blocks:
             gr.Markdown(f"# {demo.title}")
             notice = gr.Markdown(elem_id="notice")
-            with gr.Row():
-                with gr.Column():
-                    made = self._inputs()
-                with gr.Column():
+            with gr.Row(elem_id="page"):
+                with gr.Column(elem_id="ask"):
+                    made = self._subject()
+                with gr.Column(elem_id="result"):
                     self.outputs = self._outputs()
                     made |= self._adaptive_cfg() | self._low_pass()
+                with gr.Column(elem_id="settings"):
+                    made |= self._settings()
             self._named = [(name, made[name]) for name in INPUT_NAMES]
             self.inputs = [component for _, component in self._named]
             self._wire(demo, notice)
 
-    def _inputs(self) -> dict[str, Any]:
+    def _subject(self) -> dict[str, Any]:
         """Components by the name of their input."""
         image = gr.Image(
             label="Image",
@@ -134,8 +141,11 @@ class Page:
         if self._is_tiny:
             # Not as values of the components: those are the defaults of the interface as well.
             self.blocks.load(lambda: example(0), None, [image, prompt], **_PRIVATE)
+        return {"input_image": image, "prompt": prompt}
 
-        made: dict[str, Any] = {"input_image": image, "prompt": prompt}
+    def _settings(self) -> dict[str, Any]:
+        """Components by the name of their input."""
+        made: dict[str, Any] = {}
         with gr.Group():
             made["use_teacache"] = gr.Checkbox(
                 label="Use TeaCache",

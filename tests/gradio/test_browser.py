@@ -287,6 +287,27 @@ def tall(pictures: Path) -> Path:
     return pictures / "tall.jpg"
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_result_stands_where_start_is_pressed(visitor: Visitor, width: int):
+    """Beside it, or right below on a phone: before the settings in any case."""
+    visitor.page.set_viewport_size({"width": width, "height": 900})
+    start, result, settings = (
+        place.bounding_box()
+        for place in (
+            visitor.start,
+            visitor.page.locator("#result"),
+            visitor.page.get_by_label("Seed"),
+        )
+    )
+    if width == 390:
+        assert start["y"] + start["height"] < result["y"] < settings["y"]
+        wide = visitor.page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width
+    else:
+        assert result["x"] > start["x"] + start["width"]
+        assert result["y"] < start["y"] < settings["y"]
+
+
 def test_a_press_of_start_is_all_that_is_needed(visitor: Visitor):
     expect(visitor.image).to_have_attribute("src", re.compile("/person.png$"))
     expect(visitor.prompt).to_have_value("The person gradually fades away and disappears")
