@@ -29,6 +29,7 @@ from diffusers_helper.k_diffusion.uni_pc_fm import Step, unipc_steps
 from diffusers_helper.memory import bring, choose_tiling
 from diffusers_helper.models import Models
 from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
+from diffusers_helper.prompt_gate import section_gates, weakened
 from diffusers_helper.prompts import TimedPrompt, in_force
 from diffusers_helper.sections import (
     FPS,
@@ -187,6 +188,8 @@ def generate(
                 "Not used, too short for a section: [%gs: %s]", prompt.start, prompt.text
             )
     conditions = _encode_prompts(models, settings, prompts)
+    pooled = [conditions[prompt.text]["prompt_poolers"] for prompt in prompts]
+    gates = section_gates(pooled, settings.prompt_gate)
     yield Progress("Looking at the image", sections=len(sections))
     start, embeddings = _encode_image(models, settings, image, width, height)
 
@@ -200,13 +203,13 @@ def generate(
         metadata={"comment": json.dumps(metadata)},
         at_start=order is SectionOrder.INVERTED,
     ) as video:
-        for section, prompt in zip(sections, prompts, strict=True):
+        for section, prompt, gate in zip(sections, prompts, gates, strict=True):
             if stop.is_set():
                 break
             latents = None
             shown = (
                 conditions[prompt.text]
-                | history.context(section)
+                | weakened(history.context(section), gate)
                 | {"image_embeddings": embeddings}
             )
             for step in _sample(models, settings, shown, width, height, generator):

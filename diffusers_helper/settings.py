@@ -82,12 +82,20 @@ class GenerationSettings:
         0.025,
     )
     low_pass_sigma: float = _setting(
-        0.9, "Both low-passes act while the noise level is this or more.", 0, 1, 0.01
+        0.9, "All low-passes act while the noise level is this or more.", 0, 1, 0.01
     )
     history_low_pass: float = _setting(
         0.0,
         "0=disabled. Above it, older frames are shown the more blurred the older they are, while "
         "noise is high. Experimental, not measured on FramePack yet.",
+        0,
+        1,
+        0.05,
+    )
+    prompt_gate: float = _setting(
+        0.0,
+        "0=disabled. Above it, the past is shown weaker where a timed prompt changes. Does nothing "
+        "without timed prompts. Experimental, not measured on FramePack yet.",
         0,
         1,
         0.05,

@@ -191,7 +191,7 @@ def applied(arm: Arm, sigmas: torch.Tensor, shift: float | None) -> Iterator[Non
 
 def _of_frames(frames: str) -> Callable[..., dict[str, torch.Tensor]]:
     """`low_passed` of `frames`, whichever it is asked for."""
-    return lambda conditions, factor, _, history: low_passed(conditions, factor, frames, history)
+    return lambda conditions, factor, _, *rest: low_passed(conditions, factor, frames, *rest)
 
 
 def _reversed(sigmas: torch.Tensor) -> Callable[..., torch.Tensor]:

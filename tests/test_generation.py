@@ -29,7 +29,9 @@ from diffusers_helper.generation import (
     open_image,
 )
 from diffusers_helper.hunyuan import encode_prompt_conds
+from diffusers_helper.k_diffusion.low_pass import low_pass
 from diffusers_helper.models import Models
+from diffusers_helper.prompt_gate import THRESHOLD
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 from tests.conftest import read_video
@@ -362,6 +364,50 @@ def test_history_is_low_passed_where_there_is_some(miniature, tmp_path, order):
     assert not soft.equal(sharp)
 
 
+CHANGE = {
+    FORWARD: "[0s: a cat] [0.25s: rain falls on the city at night]",
+    INVERTED: "[0s: rain falls on the city at night] [0.75s: a cat]",
+}
+"""After two sections of eight are made."""
+
+
+@pytest.mark.parametrize("order", SectionOrder)
+def test_the_past_is_weaker_where_the_prompt_changes(miniature, tmp_path, monkeypatch, order):
+    """The noise level is at the low-pass's gate in the first of two steps alone."""
+    change = SHORT | {"prompt": CHANGE[order], "low_pass_sigma": 1.0}
+    texts = [encoded(miniature, part.text)[1] for part in settings(**change).prompts]
+    assert 1 - torch.cosine_similarity(*texts) > THRESHOLD
+    monkeypatch.setattr(
+        generation,
+        "vae_decode",
+        lambda latents, vae: torch.zeros(1, 3, 4 * latents.shape[2] - 3, 96, 160),
+    )
+
+    def shown(**gate: float) -> list[dict[str, torch.Tensor]]:
+        """In the first five sections."""
+        with heard(miniature) as given:
+            job = start(miniature, tmp_path / "a.mp4", order, **change, **gate)
+            next(e for e in job if isinstance(e, SectionFinished) and e.section == 5)
+            job.close()
+        return given
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cosine_similarity", None)  # which nothing may call
+        whole = shown()
+    weak = shown(prompt_gate=1.0)
+    for number, gate in enumerate((0, 0, 1, 0.5, 0)):
+        noisy, clean = (call["clean_latents"] for call in weak[2 * number :][:2])
+        assert noisy[:, :, 0].equal(clean[:, :, 0])
+        mixed = clean.lerp(low_pass(clean, 0.25), gate)
+        torch.testing.assert_close(noisy[:, :, 1], mixed[:, :, 1])
+    # The frames two and three back, of the third and the fourth section, were made before it.
+    for call, gate in ((0, 0), (2, 0), (4, 1), (5, 1), (6, 0.5), (7, 0.5)):
+        before, now = whole[call]["clean_latents_2x"], weak[call]["clean_latents_2x"]
+        assert now.equal((1 - gate) * before) and (before.any() or call < 4)
+    for call, gated in zip(whole, weak, strict=True):
+        assert all(call[n].equal(gated[n]) for n in call if "indices" in n)
+
+
 @pytest.mark.parametrize(("cfg", "read"), [(1.0, ["wanted"]), (3.0, ["wanted", "unwanted"])])
 def test_the_negative_prompt_is_read_with_true_cfg_alone(miniature, tmp_path, cfg, read):
     with calls(miniature.transformer) as made, read_prompts() as prompts:
@@ -410,9 +456,10 @@ def test_a_prompt_without_times_is_read_as_typed(miniature, tmp_path, prompt):
     assert prompts == [prompt]
 
 
-def test_one_timed_prompt_makes_the_plain_ones_video(miniature, tmp_path, finished):
-    prompt = f"[0s: {TWO_SECTIONS.prompt}]"
-    list(start(miniature, tmp_path / "a.mp4", finished.order, prompt=prompt))
+def test_timed_prompts_of_one_text_make_the_plain_ones_video(miniature, tmp_path, finished):
+    text = TWO_SECTIONS.prompt
+    timed = {"prompt": f"[0s: {text}] [0.5s: {text}]", "prompt_gate": 1.0}
+    list(start(miniature, tmp_path / "a.mp4", finished.order, **timed))
     frames, expected = read_video(tmp_path / "a.mp4").yuv, read_video(finished.output).yuv
     np.testing.assert_array_equal(frames, expected)
 

@@ -25,6 +25,7 @@ DEFAULTS = {
     "low_pass_factor": 1.0,
     "low_pass_sigma": 0.9,
     "history_low_pass": 0.0,
+    "prompt_gate": 0.0,
 }
 RANGES = {
     "seed": (0, 2**63 - 1),
@@ -41,6 +42,7 @@ RANGES = {
     "low_pass_factor": (0.1, 1),
     "low_pass_sigma": (0, 1),
     "history_low_pass": (0, 1),
+    "prompt_gate": (0, 1),
 }
 WHOLE = ("seed", "latent_window_size", "steps", "mp4_crf")
 TEXTS = ("prompt", "n_prompt")

@@ -63,8 +63,14 @@ that were scaled down by the factor and up again, as latents; below it they are 
 high for long: of 25 steps at full size, gate 0.9 is open for 11, 0.95 for 7, and 1 for the first
 alone. The idea is ALG's (arXiv 2506.08456), which reports more motion for other models, and the
 smallest gain for HunyuanVideo. History Low-Pass does it to the older frames, and along time as
-well. **We have measured neither on FramePack**; compare with factor 1 and history 0 at the same
-seed, TeaCache off."""
+well.
+
+Prompt Gate acts **only with timed prompts**: a section with another prompt than the one made before
+it is shown the older frames that much fainter, at 1 not at all, and the frame next to it without
+its detail while noise is high; the section made after that, half as much.
+
+**We have measured none of them on FramePack**; compare with factor 1, history 0 and gate 0 at the
+same seed, TeaCache off."""
 
 CSS = """
 #page { display: grid; grid-template: "ask result" auto "settings result" 1fr / 1fr 1fr; }
@@ -204,11 +210,13 @@ class Page:
             factor = self._slider("low_pass_factor", "Low-Pass Factor")
             gate = self._slider("low_pass_sigma", "Low-Pass Gate")
             history = self._slider("history_low_pass", "History Low-Pass")
+            prompt_gate = self._slider("prompt_gate", "Prompt Gate")
             gr.Markdown(_LOW_PASS_HELP)
         return {
             "low_pass_factor": factor,
             "low_pass_sigma": gate,
             "history_low_pass": history,
+            "prompt_gate": prompt_gate,
         }
 
     def _outputs(self) -> list[Any]:

@@ -13,7 +13,8 @@ HISTORY = {
 }
 """The older past, each with its places in time."""
 OLDEST_FACTOR = 0.25
-"""Of the oldest frame of history at strength 1, see `low_pass`."""
+"""Of the oldest frame of history, and of the last before the section, at strength 1; see
+`low_pass`."""
 
 
 def low_pass(latents: torch.Tensor, factor: float) -> torch.Tensor:
@@ -70,7 +71,11 @@ def low_pass_history(
 
 
 def low_passed(
-    conditions: dict[str, Any], factor: float, frames: str, history: float
+    conditions: dict[str, Any],
+    factor: float,
+    frames: str,
+    history: float,
+    last: float | torch.Tensor = 0.0,
 ) -> dict[str, torch.Tensor]:
     """What takes the place of a pass's latents while noise is high.
 
@@ -79,9 +84,11 @@ def low_passed(
         factor: of the start frame and the last frame before the section, see `low_pass`.
         frames: which of these two, of FRAMES.
         history: strength for the frames beyond, see `low_pass_history`. Needs `latent_indices`.
+        last: strength s of a further low-pass of the last frame, x + s * (L(x) - x) where L is
+            `low_pass` by OLDEST_FACTOR and x what the above made of it; of all, or shape [batch].
 
     Returns:
-        The arguments that differ; none at factor 1 and strength 0.
+        The arguments that differ; none at factor 1 and strengths 0.
     """
     changed = {}
     clean = conditions.get("clean_latents")
@@ -89,6 +96,12 @@ def low_passed(
         changed["clean_latents"] = clean.clone()
         chosen = (slice(None), slice(None), FRAMES[frames])
         changed["clean_latents"][chosen] = low_pass(clean[chosen], factor)
+    strength = torch.as_tensor(last).view(-1, 1, 1, 1, 1)
+    if strength.any() and clean is not None:
+        clean = changed.get("clean_latents", clean).clone()
+        x = clean[:, :, FRAMES["last"]]
+        clean[:, :, FRAMES["last"]] = x.lerp(low_pass(x, OLDEST_FACTOR), strength.to(x))
+        changed["clean_latents"] = clean
     past = {name: x for name in HISTORY if (x := conditions.get(name)) is not None}
     if history != 0.0 and past:
         places = torch.cat([_row(conditions[HISTORY[name]]) for name in past])

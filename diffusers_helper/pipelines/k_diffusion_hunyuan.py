@@ -103,6 +103,7 @@ def _check(
     low_pass_sigma: float,
     low_pass_frames: str,
     history_low_pass: float,
+    last_low_pass: float | torch.Tensor,
     **scales: float,
 ) -> None:
     if num_inference_steps < 1:
@@ -124,6 +125,9 @@ def _check(
     ):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
+    strengths = torch.as_tensor(last_low_pass)
+    if not ((strengths >= 0.0) & (strengths <= 1.0)).all():
+        raise ValueError(f"last_low_pass must be in [0, 1], got {last_low_pass}")
     if not 0.0 < low_pass_factor <= 1.0:
         raise ValueError(f"low_pass_factor must be in (0, 1], got {low_pass_factor}")
     if low_pass_frames not in FRAMES:
@@ -170,6 +174,7 @@ def sample_hunyuan(
     low_pass_sigma: float = 0.9,
     low_pass_frames: str = "both",
     history_low_pass: float = 0.0,
+    last_low_pass: float | torch.Tensor = 0.0,
     **kwargs: Any,
 ) -> Any:
     """Sample one section. FramePack's signature, plus Step-Adaptive CFG and low-pass conditioning.
@@ -204,6 +209,8 @@ def sample_hunyuan(
         low_pass_frames: "both" of `clean_latents`, the "start" frame or the "last" before the
             section.
         history_low_pass: strength of `low_pass_history`, 0 (off) to 1; needs `latent_indices`.
+        last_low_pass: strength of a further low-pass of the last frame before the section, 0 (off)
+            to 1, see `low_passed`; of all, or shape [batch].
         **kwargs: further arguments of the transformer, for both passes.
 
     Returns:
@@ -229,6 +236,7 @@ def sample_hunyuan(
         low_pass_sigma=low_pass_sigma,
         low_pass_frames=low_pass_frames,
         history_low_pass=history_low_pass,
+        last_low_pass=last_low_pass,
         adaptive_cfg_min=adaptive_cfg_min,
         real_guidance_scale=real_guidance_scale,
         distilled_guidance_scale=distilled_guidance_scale,
@@ -280,7 +288,9 @@ def sample_hunyuan(
         }
 
     def soft(extra: dict) -> dict[str, torch.Tensor]:
-        changed = low_passed(extra, low_pass_factor, low_pass_frames, history_low_pass)
+        changed = low_passed(
+            extra, low_pass_factor, low_pass_frames, history_low_pass, last_low_pass
+        )
         return {name: latents.to(device) for name, latents in changed.items()}
 
     negative = kwargs | (negative_kwargs or {})

@@ -59,6 +59,7 @@ OTHERS = {
     "low_pass_factor": 0.625,
     "low_pass_sigma": 0.95,
     "history_low_pass": 0.4,
+    "prompt_gate": 0.45,
 }
 PIXELS = np.full((64, 96, 3), 200, np.uint8)
 

@@ -91,7 +91,19 @@ def test_which_frames(frames: str, soft: list[bool]):
 
 @pytest.mark.parametrize("conditions", [{}, {"clean_latents": None}, {"guidance": torch.ones(1)}])
 def test_without_latents_nothing_takes_their_place(conditions: dict):
-    assert low_passed(conditions, 0.5, "both", 1.0) == {}
+    assert low_passed(conditions, 0.5, "both", 1.0, 1.0) == {}
+
+
+def test_the_last_frame_is_mixed_clip_by_clip_and_the_start_stays():
+    clean = randn(3, 4, 2, 8, 8)
+    kept = clean.clone()
+    strengths = torch.tensor([0.0, 0.25, 1.0])
+    (changed,) = low_passed({"clean_latents": clean}, 1.0, "both", 0.0, strengths).values()
+    assert changed[:, :, 0].equal(clean[:, :, 0]) and changed[0].equal(clean[0])
+    sharp, soft = clean[:, :, 1:], low_pass(clean[:, :, 1:], OLDEST_FACTOR)
+    torch.testing.assert_close(changed[1, :, 1:], 0.75 * sharp[1] + 0.25 * soft[1])
+    torch.testing.assert_close(changed[2, :, 1:], soft[2])
+    assert clean.equal(kept)
 
 
 def context(order: SectionOrder, made: int = 2) -> dict[str, torch.Tensor]:
@@ -105,6 +117,7 @@ def context(order: SectionOrder, made: int = 2) -> dict[str, torch.Tensor]:
 
 def test_off_nothing_takes_their_place():
     assert low_passed(context(SectionOrder.FORWARD), 1.0, "both", 0.0) == {}
+    assert low_passed(context(SectionOrder.FORWARD), 1.0, "both", 0.0, torch.zeros(2)) == {}
 
 
 # History

@@ -240,7 +240,12 @@ def test_another_sampler_gets_what_unipc_gets():
     [
         *[
             (name, value)
-            for name in ("adaptive_cfg_beta", "low_pass_sigma", "history_low_pass")
+            for name in (
+                "adaptive_cfg_beta",
+                "low_pass_sigma",
+                "history_low_pass",
+                "last_low_pass",
+            )
             for value in (-0.1, 1.01, math.nan, math.inf)
         ],
         *[("low_pass_factor", value) for value in (-0.5, 0.0, 1.01, math.nan)],
@@ -406,12 +411,14 @@ def test_low_pass_off_is_bit_identical(name: str, monkeypatch):
             low_pass_sigma=0.0,
             low_pass_frames="start",
             history_low_pass=0.0,
+            last_low_pass=torch.zeros(1),
             **case.sample_args(),
         )
     assert neutral.equal(plain)
     assert len(calls) == 2 * plain_calls
 
-    for lever in ({"low_pass_factor": 0.5}, {"history_low_pass": 1.0}):
+    levers = {"low_pass_factor": 0.5}, {"history_low_pass": 1.0}, {"last_low_pass": torch.ones(1)}
+    for lever in levers:
         calls.clear()
         blurred = sample_hunyuan(transformer, **lever, **case.sample_args())
         assert not blurred.equal(plain)
@@ -456,6 +463,18 @@ def test_history_is_low_passed_at_the_same_gate():
     )
     assert shown[3:].equal(past.expand(3, -1, -1, -1, -1))
     assert all(call["clean_latents"] is CLEAN for call in transformer.calls)
+
+
+def test_the_last_frame_is_low_passed_further_at_the_same_gate():
+    transformer = ConstantVelocities()
+    strengths = {"low_pass_factor": 0.5, "last_low_pass": 0.5, "low_pass_sigma": GATE}
+    sample(transformer, clean_latents=CLEAN, **strengths)
+    shown = transformer.received("clean_latents")
+    start, last = low_pass(CLEAN, 0.5).split(1, dim=2)
+    last = (last + low_pass(last, 0.25)) / 2
+    for soft in shown[:3]:
+        torch.testing.assert_close(soft[None], torch.cat([start, last], dim=2))
+    assert shown[3:].equal(CLEAN.expand(3, -1, -1, -1, -1))
 
 
 def test_a_negative_past_is_filtered_too():

@@ -8,6 +8,8 @@ from diffusers_helper.clip_vision import hf_clip_vision_encode
 from diffusers_helper.hunyuan import encode_prompt_conds, vae_decode, vae_encode
 from diffusers_helper.models import Models
 from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
+from diffusers_helper.prompt_gate import section_gates, weakened
+from diffusers_helper.prompts import in_force, timed_prompts
 from diffusers_helper.sections import LatentHistory, SectionOrder, plan_sections, section_frames
 from diffusers_helper.utils import crop_or_pad_yield_mask
 from diffusers_helper.video import soft_append_bcthw
@@ -34,6 +36,7 @@ def sample_clips(
     low_pass_factor: float = 1.0,
     low_pass_sigma: float = 0.9,
     history_low_pass: float = 0.0,
+    prompt_gate: float = 0.0,
     seed: int = 0,
 ) -> torch.Tensor:
     """Make a clip of each scene's first frame and caption.
@@ -41,10 +44,10 @@ def sample_clips(
     Args:
         models: as loaded, on their device.
         scenes: of one size.
-        captions: one a scene.
+        captions: one a scene; timed or not, see `timed_prompts`.
         order: of the sections.
         seconds, steps, window, cfg, gs, adaptive_cfg_beta, low_pass_factor, low_pass_sigma,
-            history_low_pass: see `GenerationSettings`.
+            history_low_pass, prompt_gate: see `GenerationSettings`.
         seed: of the noise.
 
     Returns:
@@ -56,15 +59,20 @@ def sample_clips(
     generator = torch.Generator("cpu").manual_seed(seed)
     start = vae_encode(first.float() / 127.5 - 1, vae, generator).float().cpu()
 
-    conditions = _texts(models, captions)
+    sections = plan_sections(order, seconds, window)
+    timed = [timed_prompts(caption, seconds) for caption in captions]
+    told = [tuple(in_force(t, section.middle).text for t in timed) for section in sections]
+    texts = {some: _texts(models, some) for some in dict.fromkeys(told)}
+    gates = section_gates([texts[some]["prompt_poolers"] for some in told], prompt_gate)
+    conditions = {"image_embeddings": torch.cat([_look(models, image) for image in first])}
     if cfg != 1.0:
         nothing = _texts(models, [""] * len(scenes))
         conditions |= {f"negative_{name}": value for name, value in nothing.items()}
-    conditions["image_embeddings"] = torch.cat([_look(models, image) for image in first])
     models.transformer.initialize_teacache(False)
     history = LatentHistory(order, window, start)
     video = None
-    for section in plan_sections(order, seconds, window):
+    for section, some, gate in zip(sections, told, gates, strict=True):
+        context = weakened(history.context(section), gate)
         latents = sample_hunyuan(
             models.transformer,
             width=width,
@@ -81,7 +89,8 @@ def sample_clips(
             low_pass_sigma=low_pass_sigma,
             history_low_pass=history_low_pass,
             **conditions,
-            **{name: value.to(device) for name, value in history.context(section).items()},
+            **texts[some],
+            **{name: value.to(device) for name, value in context.items()},
         )
         to_decode = history.add(section, latents.cpu()).split(_DECODED_AT_ONCE)
         decoded = torch.cat([vae_decode(some, vae).float() for some in to_decode])
