@@ -15,7 +15,7 @@ from diffusers_helper.errors import SettingsError, UserError, explain
 from diffusers_helper.k_diffusion.low_pass import FRAMES
 from diffusers_helper.models import MODEL_NAMES
 from diffusers_helper.sections import SectionOrder
-from evaluation.arms import plan_low_passes
+from evaluation.arms import plan_levers
 from evaluation.images import read_cases
 from evaluation.run import Plan, run
 from evaluation.summary import write_summary
@@ -69,7 +69,7 @@ def _plan(options: argparse.Namespace, began: float) -> Plan:
         scales=options.scales,
         cfg=options.cfg,
         controls=options.controls,
-        low_passes=plan_low_passes(
+        levers=plan_levers(
             options.low_pass,
             options.low_pass_frames,
             options.history_low_pass,

@@ -1,4 +1,4 @@
-"""What is compared, schedules of guidance and low-passes, and how a video is made with each."""
+"""What is compared, schedules of guidance and levers, and how a video is made with each."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,9 +21,9 @@ _DECIMALS = 2
 
 
 @dataclass(frozen=True)
-class LowPass:
-    """Low-pass of what the transformer is shown beside the noise; the default is none. Arguments of
-    `sample_hunyuan`."""
+class Levers:
+    """What weakens the hold of what the transformer is shown beside the noise; the default is
+    nothing. Arguments of `sample_hunyuan`."""
 
     low_pass_factor: float = 1.0
     low_pass_sigma: float = 0.9
@@ -41,7 +41,7 @@ class LowPass:
         return " ".join([*parts, f"sigma {self.low_pass_sigma:g}"]) if parts else ""
 
 
-NO_LOW_PASS = LowPass()
+NO_LEVERS = Levers()
 
 
 @dataclass(frozen=True)
@@ -58,43 +58,43 @@ class Arm:
     mean: float
     """Guidance scale averaged over the steps of a section, to two decimals. A reversed schedule has
     the mean of its schedule, so that one constant is the control of both."""
-    low_pass: LowPass = NO_LOW_PASS
+    levers: Levers = NO_LEVERS
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Arm":
         """That of a row."""
-        given = {n: row[n] for n in asdict(NO_LOW_PASS) if row[n] not in (None, "")}
-        return cls(row["kind"], row["base"], row["beta"], row["mean"], LowPass(**given))
+        given = {n: row[n] for n in asdict(NO_LEVERS) if row[n] not in (None, "")}
+        return cls(row["kind"], row["base"], row["beta"], row["mean"], Levers(**given))
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What rows tell of it; those of no low-pass are empty."""
-        low_pass = asdict(self.low_pass)
+        """What rows tell of it; those of no levers are empty."""
+        levers = asdict(self.levers)
         return {
             "arm": self.name,
             "kind": self.kind,
             "base": self.base,
             "beta": self.beta,
             "mean": self.mean,
-            **(dict.fromkeys(low_pass) if self.low_pass == NO_LOW_PASS else low_pass),
+            **(dict.fromkeys(levers) if self.levers == NO_LEVERS else levers),
         }
 
     @property
     def name(self) -> str:
         """Such as "constant 5", "schedule 10 beta 0.7 history 0.5 sigma 0.9"."""
         beta = f"beta {self.beta:g}" if self.beta else ""
-        return " ".join(filter(None, [self.kind, f"{self.base:g}", beta, self.low_pass.name]))
+        return " ".join(filter(None, [self.kind, f"{self.base:g}", beta, self.levers.name]))
 
     @property
     def baseline(self) -> "Arm":
-        """Its beta 0, without low-pass."""
+        """Its beta 0, without levers."""
         return constant(self.base)
 
     @property
     def control(self) -> "Arm":
-        """With a low-pass, the same guidance without; else the constant at its mean."""
-        if self.low_pass != NO_LOW_PASS:
-            return replace(self, low_pass=NO_LOW_PASS)
+        """With levers, the same guidance without; else the constant at its mean."""
+        if self.levers != NO_LEVERS:
+            return replace(self, levers=NO_LEVERS)
         return constant(self.mean)
 
     def settings(self, true_cfg: bool) -> dict[str, float]:
@@ -103,9 +103,9 @@ class Arm:
         return scales | {
             "adaptive_cfg_beta": self.beta,
             "adaptive_cfg_min": 1.0,
-            "low_pass_factor": self.low_pass.low_pass_factor,
-            "low_pass_sigma": self.low_pass.low_pass_sigma,
-            "history_low_pass": self.low_pass.history_low_pass,
+            "low_pass_factor": self.levers.low_pass_factor,
+            "low_pass_sigma": self.levers.low_pass_sigma,
+            "history_low_pass": self.levers.history_low_pass,
         }
 
 
@@ -114,19 +114,19 @@ def constant(scale: float) -> Arm:
     return Arm("constant", scale, 0.0, scale)
 
 
-def plan_low_passes(
+def plan_levers(
     factors: Sequence[float],
     frames: Sequence[str],
     strengths: Sequence[float],
     gates: Sequence[float],
-) -> list[LowPass]:
+) -> list[Levers]:
     """Low-passes of the image by `factors` and `frames`, and of history by `strengths`, each alone
     and at each of the `gates`; what is off is left out."""
     of_image = product(sorted(set(factors) - {1.0}), gates, frames)
     of_history = product(sorted(set(strengths) - {0.0}), gates)
     return [
-        *(LowPass(factor, gate, which) for factor, gate, which in of_image),
-        *(LowPass(low_pass_sigma=gate, history_low_pass=s) for s, gate in of_history),
+        *(Levers(factor, gate, which) for factor, gate, which in of_image),
+        *(Levers(low_pass_sigma=gate, history_low_pass=s) for s, gate in of_history),
     ]
 
 
@@ -135,7 +135,7 @@ def plan_arms(
     bases: Iterable[float],
     sigmas: torch.Tensor,
     controls: bool,
-    low_passes: Sequence[LowPass] = (),
+    levers: Sequence[Levers] = (),
     combine: bool = False,
 ) -> list[Arm]:
     """The arms of an evaluation; those that coincide are one.
@@ -146,20 +146,20 @@ def plan_arms(
         sigmas: noise levels of a section, shape [steps + 1].
         controls: whether there are, besides, the reversed schedules, constants at the schedules'
             means, and SWEEP.
-        low_passes: each at the bases.
+        levers: each at the bases.
         combine: whether each is with every schedule, too.
     """
     arms = []
     for base in bases:
         arms.append(constant(base))
-        arms += [replace(constant(base), low_pass=low_pass) for low_pass in low_passes]
+        arms += [replace(constant(base), levers=lever) for lever in levers]
         for beta in sorted(set(betas) - {0.0}) if base != 1 else ():
             scales = adaptive_cfg_scale(sigmas[:-1].double(), base, 1.0, beta)
             mean = round(float(scales.mean()), _DECIMALS)
             schedule = Arm("schedule", base, beta, mean)
             arms.append(schedule)
             if combine:
-                arms += [replace(schedule, low_pass=low_pass) for low_pass in low_passes]
+                arms += [replace(schedule, levers=lever) for lever in levers]
             if controls:
                 arms += [constant(mean), Arm("reversed", base, beta, mean)]
     if controls:
@@ -173,7 +173,7 @@ def applied(arm: Arm, sigmas: torch.Tensor, shift: float | None) -> Iterator[Non
 
     Args:
         arm: a reversed schedule takes the place of the wrapper's own, for distilled guidance and
-            true CFG alike; a low-pass may be of one frame only.
+            true CFG alike; its low-pass may be of one frame only.
         sigmas: noise levels of a section, shape [steps + 1].
         shift: e^mu of the time shift; None leaves it to the number of tokens.
     """
@@ -184,7 +184,7 @@ def applied(arm: Arm, sigmas: torch.Tensor, shift: float | None) -> Iterator[Non
             stack.enter_context(
                 patch.object(pipeline, "section_sigmas", lambda *_, **__: sigmas.clone())
             )
-        if (frames := arm.low_pass.low_pass_frames) != "both":
+        if (frames := arm.levers.low_pass_frames) != "both":
             stack.enter_context(patch.object(pipeline, "low_passed", _of_frames(frames)))
         yield
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
-from evaluation.arms import NO_LOW_PASS, Arm
+from evaluation.arms import NO_LEVERS, Arm
 from evaluation.rows import METRICS, Row
 from evaluation.statistics import Estimate, mean, ratio
 
@@ -32,13 +32,13 @@ class Results:
         self.arms = sorted({Arm.of(row) for row in rows}, key=_place)
 
     def of_kind(self, *kinds: str) -> list[Arm]:
-        """Arms of some kinds, without low-pass."""
-        return [arm for arm in self.arms if arm.kind in kinds and arm.low_pass == NO_LOW_PASS]
+        """Arms of some kinds, without levers."""
+        return [arm for arm in self.arms if arm.kind in kinds and arm.levers == NO_LEVERS]
 
     @property
-    def low_passed(self) -> list[Arm]:
-        """Arms of all kinds with low-pass."""
-        return [arm for arm in self.arms if arm.low_pass != NO_LOW_PASS]
+    def with_levers(self) -> list[Arm]:
+        """Arms of all kinds with levers."""
+        return [arm for arm in self.arms if arm.levers != NO_LEVERS]
 
     def mean(
         self, arm: Arm, metric: str, scope: str = ALL, model: str | None = None
@@ -73,9 +73,9 @@ class Results:
 
 
 def _place(arm: Arm) -> tuple:
-    """In the order of arms: low-passes after all guidance without."""
+    """In the order of arms: levers after all guidance without."""
     guidance = _KINDS.index(arm.kind), arm.base, arm.beta
-    return arm.low_pass != NO_LOW_PASS, *guidance, *astuple(arm.low_pass)
+    return arm.levers != NO_LEVERS, *guidance, *astuple(arm.levers)
 
 
 def _pair(row: Row) -> tuple[str, str, str]:

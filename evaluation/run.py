@@ -16,7 +16,7 @@ from diffusers_helper.pipelines.k_diffusion_hunyuan import section_sigmas
 from diffusers_helper.sections import SectionOrder, section_frames
 from diffusers_helper.settings import GenerationSettings
 from evaluation import metrics
-from evaluation.arms import Arm, LowPass, applied, plan_arms
+from evaluation.arms import Arm, Levers, applied, plan_arms
 from evaluation.clips import Clip, Studio
 from evaluation.images import EXAMPLES, Images, image_clips
 from evaluation.rows import METRICS, Part, Row, identity, read_rows, slug
@@ -44,7 +44,7 @@ class Plan:
     cfg: Sequence[float] | None
     """Bases of true CFG, which takes the place of distilled guidance then."""
     controls: bool
-    low_passes: Sequence[LowPass]
+    levers: Sequence[Levers]
     combine: bool
     """See `plan_arms`."""
     shift: float | None
@@ -201,9 +201,7 @@ class _Evaluation:
             clips = tuple(self._clips[start : start + self._batch])
             height, width = self._studio.size(clips[0])
             sigmas = section_sigmas(settings.steps, width, height, frames, plan.shift)
-            arms = plan_arms(
-                plan.betas, bases, sigmas, plan.controls, plan.low_passes, plan.combine
-            )
+            arms = plan_arms(plan.betas, bases, sigmas, plan.controls, plan.levers, plan.combine)
             for arm in arms:
                 yield Job(clips, arm, sigmas)
 

@@ -34,10 +34,10 @@ _SIDE_EFFECTS = ("frozen", "motion", "shape_kept", "colour_kept", "encoder_simil
 _PREFACE = """
 In brackets: 95 % bootstrap intervals, scenes resampled, all models pooled. "Minus base" and "minus
 control" are paired differences, over the same model, scene, caption and noise. The base is its
-constant, without low-pass. The control of a schedule is the constant at its mean over the steps,
-which its reversal shares; that of a low-pass is the same guidance without. A column with the name
-of a model has its own "minus control". Of motion the ratio is taken instead (x). The delay is
-compared where the action happened in both.
+constant, without levers. The control of a schedule is the constant at its mean over the steps,
+which its reversal shares; that of a lever (a low-pass) is the same guidance without. A column with
+the name of a model has its own "minus control". Of motion the ratio is taken instead (x). The delay
+is compared where the action happened in both.
 """
 
 
@@ -70,8 +70,8 @@ def markdown(results: dict[str, Results], plots: Sequence[str]) -> str:
         lines += [f"## {setting}", "", f"Models: {models}.", ""]
         schedules = its_results.of_kind("schedule", "reversed")
         lines += ["### Schedules against constants", "", *_compared(its_results, schedules), ""]
-        if low_passed := its_results.low_passed:
-            lines += ["### Low-pass against none", "", *_compared(its_results, low_passed), ""]
+        if with_levers := its_results.with_levers:
+            lines += ["### Levers against none", "", *_compared(its_results, with_levers), ""]
         if len(its_results.actions) > 1:
             title = _SHOWN[its_results.outcome][0]
             lines += [f"### Every caption by itself: {title}, schedule minus control", ""]
@@ -119,7 +119,7 @@ def _captions(results: Results) -> list[str]:
 
 def _differences(results: Results) -> list[str]:
     rows = [["arm", "mean guidance", *(_SHOWN[m][0] for m in results.metrics)]]
-    for arm in [*results.of_kind("schedule", "reversed"), *results.low_passed]:
+    for arm in [*results.of_kind("schedule", "reversed"), *results.with_levers]:
         compared = [_against(results.against(arm, arm.control, m), m) for m in results.metrics]
         rows.append([arm.name, f"{arm.mean:.2f}", *compared])
     return _table(rows)

@@ -13,13 +13,13 @@ from diffusers_helper.pipelines.k_diffusion_hunyuan import (
     section_sigmas,
 )
 from evaluation.arms import (
-    NO_LOW_PASS,
+    NO_LEVERS,
     SWEEP,
     Arm,
-    LowPass,
+    Levers,
     applied,
     plan_arms,
-    plan_low_passes,
+    plan_levers,
 )
 from evaluation.rows import FIELDS
 
@@ -56,7 +56,7 @@ def test_nothing_to_schedule_leaves_constants():
     assert all(arm.kind == "constant" for arm in plan_arms([0.5, 1.0], [1.0], EVEN, True))
 
 
-SOFT, PAST = LowPass(0.25, 0.95, "start"), LowPass(history_low_pass=0.5)
+SOFT, PAST = Levers(0.25, 0.95, "start"), Levers(history_low_pass=0.5)
 
 
 def test_low_passes_are_alone_unless_combined():
@@ -78,16 +78,16 @@ def test_low_passes_are_alone_unless_combined():
 
 
 def test_every_low_pass_once():
-    planned = plan_low_passes([1.0, 0.5, 0.25, 0.5], ["both", "last"], [0.0, 1.0], [0.9, 0.8])
+    planned = plan_levers([1.0, 0.5, 0.25, 0.5], ["both", "last"], [0.0, 1.0], [0.9, 0.8])
     assert len({arm.name for arm in planned}) == len(planned) == 2 * 2 * 2 + 2
-    assert NO_LOW_PASS not in planned
-    assert LowPass(0.25, 0.8, "last") in planned
-    assert LowPass(1.0, 0.8, "both", 1.0) in planned
+    assert NO_LEVERS not in planned
+    assert Levers(0.25, 0.8, "last") in planned
+    assert Levers(1.0, 0.8, "both", 1.0) in planned
 
 
-@pytest.mark.parametrize("low_pass", [NO_LOW_PASS, SOFT, PAST, LowPass(0.5, 0.0)])
-def test_an_arm_comes_back_from_its_columns(low_pass):
-    arm = Arm("schedule", 6.0, 0.5, 3.0, low_pass)
+@pytest.mark.parametrize("levers", [NO_LEVERS, SOFT, PAST, Levers(0.5, 0.0)])
+def test_an_arm_comes_back_from_its_columns(levers):
+    arm = Arm("schedule", 6.0, 0.5, 3.0, levers)
     assert Arm.of(arm.columns) == arm
     assert set(arm.columns) <= set(FIELDS)
 
@@ -97,7 +97,7 @@ def test_an_arm_comes_back_from_its_columns(low_pass):
 )
 def test_low_pass_of_the_frames_that_it_names(frames, soft):
     clean = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    arm = Arm("constant", 6.0, 0.0, 6.0, LowPass(0.25, 0.9, frames))
+    arm = Arm("constant", 6.0, 0.0, 6.0, Levers(0.25, 0.9, frames))
     with applied(arm, EVEN, shift=None):
         changed = pipeline.low_passed({"clean_latents": clean}, 0.25, "both", 0.0)
     kept = (changed["clean_latents"] == clean).flatten(3).all(dim=3).all(dim=1)
@@ -167,7 +167,7 @@ def test_everything_is_as_before_afterwards():
         return wrapper.adaptive_cfg_scale, pipeline.section_sigmas, pipeline.low_passed
 
     before = patched()
-    arm = replace(named([0.8], [6.0], EVEN, True)["reversed 6 beta 0.8"], low_pass=SOFT)
+    arm = replace(named([0.8], [6.0], EVEN, True)["reversed 6 beta 0.8"], levers=SOFT)
     with pytest.raises(KeyError), applied(arm, EVEN, shift=7.0):
         assert not set(before) & set(patched())
         raise KeyError

@@ -110,7 +110,7 @@ def test_low_passes_are_made_and_gone_on_with(tmp_path, made):
     assert main([*small, *levers, "--combine"]) == 0
     assert [tuple(call[name] for name in LEVERS) for call in made[6:]] == expected
     assert all(call["adaptive_cfg_beta"] == 0.5 for call in made[6:])
-    assert "### Low-pass against none" in (tmp_path / "summary.md").read_text()
+    assert "### Levers against none" in (tmp_path / "summary.md").read_text()
     assert main([*small, *levers, "--combine"]) == 0 and len(made) == 10
 
 

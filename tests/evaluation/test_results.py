@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.arms import Arm, LowPass, constant
+from evaluation.arms import Arm, Levers, constant
 from evaluation.results import Results
 from evaluation.rows import FIELDS
 
 SCHEDULE = Arm("schedule", 6.0, 0.8, 3.0)
 REVERSED = Arm("reversed", 6.0, 0.8, 3.0)
-SOFT = replace(constant(6.0), low_pass=LowPass(0.25, 0.95, "start"))
-SOFT_SCHEDULE = replace(SCHEDULE, low_pass=LowPass(history_low_pass=0.5))
-LOW_PASSED = {SOFT: (1, 1, 1, 1), SOFT_SCHEDULE: (1, 1, 1, 1)}
+SOFT = replace(constant(6.0), levers=Levers(0.25, 0.95, "start"))
+SOFT_SCHEDULE = replace(SCHEDULE, levers=Levers(history_low_pass=0.5))
+WITH_LEVERS = {SOFT: (1, 1, 1, 1), SOFT_SCHEDULE: (1, 1, 1, 1)}
 HAPPENED = {
     constant(6.0): (0, 0, 0, 1),
     SCHEDULE: (1, 1, 0, 1),
@@ -77,8 +77,8 @@ def test_motion_is_compared_by_ratio():
 
 
 def test_low_passes_are_compared_with_none():
-    results = Results(rows(happened_in=HAPPENED | LOW_PASSED))
-    assert results.low_passed == [SOFT, SOFT_SCHEDULE] == results.arms[-2:]
+    results = Results(rows(happened_in=HAPPENED | WITH_LEVERS))
+    assert results.with_levers == [SOFT, SOFT_SCHEDULE] == results.arms[-2:]
     assert results.of_kind("constant", "schedule") == [constant(3.0), constant(6.0), SCHEDULE]
     assert results.against(SOFT, SOFT.control, "happened").value == 0.75
     assert results.against(SOFT_SCHEDULE, SOFT_SCHEDULE.control, "happened").value == 0.25

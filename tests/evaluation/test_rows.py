@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.arms import Arm, LowPass, constant
+from evaluation.arms import Arm, Levers, constant
 from evaluation.rows import FIELDS, Part, identity, read_rows, slug, write_rows
 
 
@@ -45,7 +45,7 @@ def test_a_part_from_before_low_passes_goes_on(tmp_path, path):
         writer.writerow(old)
     (before,) = read_rows(tmp_path)
     assert Arm.of(before) == constant(6.0)
-    soft = replace(constant(6.0), low_pass=LowPass(0.25, 0.0, "last"))
+    soft = replace(constant(6.0), levers=Levers(0.25, 0.0, "last"))
     Part(path).append([row("a", **soft.columns)])
     first, second = read_rows(tmp_path)
     assert first == before and Arm.of(second) == soft

@@ -8,7 +8,7 @@ from diffusers_helper.errors import UserError
 from evaluation import plots
 from evaluation.rows import TRUTH, Part, slug
 from evaluation.summary import write_summary
-from tests.evaluation.test_results import LOW_PASSED, rows
+from tests.evaluation.test_results import WITH_LEVERS, rows
 
 MODELS = ("s0", "s1")
 
@@ -68,19 +68,19 @@ def test_tables_tell_the_comparisons(folder, no_plots):
 
 def test_low_passes_have_a_table_of_their_own(folder, no_plots):
     write_summary(folder)
-    assert "### Low-pass" not in (folder / "summary.md").read_text()
-    Part(folder / "parts" / "1.csv").append(rows(MODELS, ("fade",), happened_in=LOW_PASSED))
+    assert "### Levers" not in (folder / "summary.md").read_text()
+    Part(folder / "parts" / "1.csv").append(rows(MODELS, ("fade",), happened_in=WITH_LEVERS))
     write_summary(folder)
     for arm, difference in (
         ("constant 6 low-pass 0.25 start sigma 0.95", "+75 [+25, +100] | +75 [+25, +100]"),
         ("schedule 6 beta 0.8 history 0.5 sigma 0.9", "+75 [+25, +100] | +25 [+0, +75]"),
     ):
         mean = "3.00" if "schedule" in arm else "6.00"
-        assert line(folder, "Low-pass against none", f"disappearance | {arm} ").startswith(
+        assert line(folder, "Levers against none", f"disappearance | {arm} ").startswith(
             f"| disappearance | {arm} | {mean} | 8 | 100 [100, 100] | {difference} | "
         )
         assert line(folder, "All cases: every metric", f"{arm} ")
-        assert arm not in (folder / "summary.md").read_text().split("### Low-pass")[0]
+        assert arm not in (folder / "summary.md").read_text().split("### Levers")[0]
 
 
 def test_plots_and_page(folder):

@@ -6,7 +6,7 @@ from diffusers_helper.k_diffusion.wrapper import GUIDANCE_INPUT_SCALE
 from diffusers_helper.pipelines.k_diffusion_hunyuan import guidance_schedule, section_sigmas
 from diffusers_helper.sections import SectionOrder, section_frames
 from diffusers_helper.settings import GenerationSettings
-from evaluation.arms import Arm, LowPass, applied, plan_arms
+from evaluation.arms import Arm, Levers, applied, plan_arms
 from evaluation.rows import TRUTH
 from evaluation.tiny_world import CASES, TinyWorld, world_clips
 from tests.evaluation.conftest import WINDOW
@@ -87,7 +87,7 @@ def test_the_transformer_is_shown_the_low_pass(miniature, monkeypatch):
     """In the real chain: of the start frame alone, down to the gate, in both sections."""
     shown = []
     settings = GenerationSettings(total_second_length=1, latent_window_size=WINDOW, steps=2)
-    arm = Arm("constant", 6.0, 0.0, 6.0, LowPass(0.25, 1.0, "start", history_low_pass=1.0))
+    arm = Arm("constant", 6.0, 0.0, 6.0, Levers(0.25, 1.0, "start", history_low_pass=1.0))
 
     def record(module, args, kwargs):
         shown.append((kwargs["clean_latents"], kwargs["clean_latents_2x"]))
