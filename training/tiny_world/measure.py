@@ -166,6 +166,8 @@ class _Course:
     opacity: np.ndarray
     recolour: np.ndarray
     """Share of the way to the new colour."""
+    discoloured: np.ndarray
+    """Distance from the scene's colour."""
     night: np.ndarray
     pan: np.ndarray
     arm: np.ndarray
@@ -173,6 +175,10 @@ class _Course:
     """Whether the subject cannot be seen."""
     left: bool
     """Whether it is gone because it went out of the frame."""
+
+    def __getitem__(self, frames: slice) -> "_Course":
+        """Some of the frames, by the same first one."""
+        return replace(self, **{k: v[frames] for k, v in vars(self).items() if k != "left"})
 
 
 def measure(scenes: Sequence[Scene], clips: torch.Tensor) -> list[Outcome]:
@@ -649,7 +655,7 @@ def _colour_right(
 def _judge(scene: Scene, seen: _Seen, expected: Truth) -> Outcome:
     course, ideal = _course(scene, seen), _ideal(scene, expected)
     effect = _effect(scene, course)
-    frozen = _frozen(scene, course, seen)
+    frozen = _frozen(course)
     happened = frozen if scene.action == "still" else _happened(scene, course, effect, seen)
     whole = _full(scene, _effect(scene, ideal))
     checked = slice(1, None, CHECKED_EVERY)
@@ -693,6 +699,7 @@ def _course(scene: Scene, seen: _Seen) -> _Course:
         turn=_since_first(turn),
         opacity=_smooth(np.where(gone, 0.0, seen.opacity))[1:],
         recolour=_smooth(_filled(recolour))[1:],
+        discoloured=np.linalg.norm(_smooth_rows(seen.colour[1:]) - old, axis=1),
         night=_since_first(seen.night),
         pan=_since_first(seen.pan),
         arm=_smooth(_filled(seen.arm))[1:],
@@ -714,6 +721,7 @@ def _ideal(scene: Scene, expected: Truth) -> _Course:
         turn=expected.rotation - scene.rotation,
         opacity=expected.opacity,
         recolour=recolour,
+        discoloured=np.linalg.norm(expected.colour - old, axis=1),
         night=expected.night - expected.night[0],
         pan=expected.pan,
         arm=expected.arm,
@@ -823,16 +831,14 @@ def _happened(scene: Scene, course: _Course, effect: np.ndarray, seen: _Seen) ->
     return nearest == scene.new_colour
 
 
-def _frozen(scene: Scene, course: _Course, seen: _Seen) -> bool:
-    own = np.array(COLOURS[scene.colour]) / 255
-    colour = np.linalg.norm(_smooth_rows(seen.colour[1:]) - own, axis=1)
+def _frozen(course: _Course) -> bool:
     return bool(
         not course.gone.any()
         and np.hypot(course.x, course.y).max() < _STILL_POSITION
         and np.abs(course.size - 1).max() < _STILL_SIZE
         and np.abs(course.turn).max() < _STILL_TURN
         and course.opacity.min() > _STILL_OPACITY
-        and colour.max() < _STILL_COLOUR
+        and course.discoloured.max() < _STILL_COLOUR
         and np.abs(course.night).max() < _STILL_NIGHT
         and np.abs(course.pan).max() < _STILL_PAN
         and np.abs(course.arm).max() < _STILL_ARM
