@@ -14,6 +14,7 @@ from accelerate import PartialState
 from diffusers_helper.errors import SettingsError, UserError, explain
 from diffusers_helper.k_diffusion.low_pass import FRAMES
 from diffusers_helper.models import MODEL_NAMES
+from diffusers_helper.prompts import is_timed
 from diffusers_helper.sections import SectionOrder
 from evaluation.arms import plan_levers
 from evaluation.images import read_cases
@@ -57,13 +58,23 @@ def _plan(options: argparse.Namespace, began: float) -> Plan:
         raise UserError("--cases are of images, which the small world's model does not know.")
     if options.actions is not None and options.model != "tiny":
         raise UserError("--actions are of the small world, which needs --model tiny.")
+    if options.transitions and options.model != "tiny":
+        raise UserError("--transitions are of the small world: write timed prompts into --cases.")
+    if options.clip_model is not None and options.model == "tiny":
+        raise UserError("--clip-model is for images: of the small world the truth is known.")
+    cases = None if options.cases is None else read_cases(options.cases)
+    timed = options.transitions or any(is_timed(prompt) for *_, prompt in cases or ())
+    if options.prompt_gate and not timed:
+        raise UserError("--prompt-gate needs prompts that change: --transitions, or timed --cases.")
     return Plan(
         model=options.model,
         weights=options.weights,
         label=options.label or _label(options.model, options.weights),
         order=_ORDERS[options.demo or ("framepack" if options.model == "framepack" else "f1")],
-        cases=None if options.cases is None else read_cases(options.cases),
+        cases=cases,
         actions=options.actions,
+        transitions=options.transitions,
+        clip_model=options.clip_model,
         seeds=options.seeds,
         betas=options.betas,
         scales=options.scales,
@@ -74,6 +85,7 @@ def _plan(options: argparse.Namespace, began: float) -> Plan:
             options.low_pass_frames,
             options.history_low_pass,
             options.low_pass_sigma,
+            options.prompt_gate,
         ),
         combine=options.combine,
         shift=options.shift,
@@ -136,6 +148,17 @@ def _parser() -> argparse.ArgumentParser:
         help='for the real models: JSON list of {"case", "image", "prompt"}; default: the '
         "specification's three cases with the example images",
     )
+    parser.add_argument(
+        "--transitions",
+        action="store_true",
+        help="in the small world: the action after a section in which nothing moves, each by a "
+        "prompt of its own; videos of three sections unless --seconds is given",
+    )
+    parser.add_argument(
+        "--clip-model",
+        metavar="NAME_OR_DIR",
+        help="of transformers' CLIPModel, which measures how --cases with timed prompts change",
+    )
     guidance = parser.add_mutually_exclusive_group()
     guidance.add_argument(
         "--scales",
@@ -194,7 +217,14 @@ def _parser() -> argparse.ArgumentParser:
         help="noise levels down to which low-passes act (default: 0.9)",
     )
     parser.add_argument(
-        "--combine", action="store_true", help="low-passes with every schedule, besides alone"
+        "--prompt-gate",
+        type=_numbers(0, 1),
+        default=(),
+        metavar="G,G,...",
+        help="strengths of the gate where prompts change, each at the bases",
+    )
+    parser.add_argument(
+        "--combine", action="store_true", help="levers with every schedule, besides alone"
     )
     parser.add_argument(
         "--batch",

@@ -23,21 +23,25 @@ _DECIMALS = 2
 @dataclass(frozen=True)
 class Levers:
     """What weakens the hold of what the transformer is shown beside the noise; the default is
-    nothing. Arguments of `sample_hunyuan`."""
+    nothing. Arguments of `sample_hunyuan`, and of `section_gates`."""
 
     low_pass_factor: float = 1.0
     low_pass_sigma: float = 0.9
     low_pass_frames: str = "both"
     history_low_pass: float = 0.0
+    prompt_gate: float = 0.0
 
     @property
     def name(self) -> str:
-        """Such as "low-pass 0.25 start sigma 0.9", "history 0.5 sigma 0.9"; empty for none."""
+        """Such as "low-pass 0.25 start sigma 0.9", "history 0.5 sigma 0.9", "prompt gate 1 sigma
+        0.9"; empty for none."""
         parts = []
         if self.low_pass_factor != 1:
             parts.append(f"low-pass {self.low_pass_factor:g} {self.low_pass_frames}")
         if self.history_low_pass:
             parts.append(f"history {self.history_low_pass:g}")
+        if self.prompt_gate:
+            parts.append(f"prompt gate {self.prompt_gate:g}")
         return " ".join([*parts, f"sigma {self.low_pass_sigma:g}"]) if parts else ""
 
 
@@ -106,6 +110,7 @@ class Arm:
             "low_pass_factor": self.levers.low_pass_factor,
             "low_pass_sigma": self.levers.low_pass_sigma,
             "history_low_pass": self.levers.history_low_pass,
+            "prompt_gate": self.levers.prompt_gate,
         }
 
 
@@ -119,14 +124,17 @@ def plan_levers(
     frames: Sequence[str],
     strengths: Sequence[float],
     gates: Sequence[float],
+    prompt_gates: Sequence[float] = (),
 ) -> list[Levers]:
-    """Low-passes of the image by `factors` and `frames`, and of history by `strengths`, each alone
-    and at each of the `gates`; what is off is left out."""
+    """Low-passes of the image by `factors` and `frames`, and of history by `strengths`, and
+    `prompt_gates`, each alone and at each of the `gates` in sigma; what is off is left out."""
     of_image = product(sorted(set(factors) - {1.0}), gates, frames)
     of_history = product(sorted(set(strengths) - {0.0}), gates)
+    of_prompt = product(sorted(set(prompt_gates) - {0.0}), gates)
     return [
         *(Levers(factor, gate, which) for factor, gate, which in of_image),
         *(Levers(low_pass_sigma=gate, history_low_pass=s) for s, gate in of_history),
+        *(Levers(low_pass_sigma=gate, prompt_gate=s) for s, gate in of_prompt),
     ]
 
 

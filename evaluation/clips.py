@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from diffusers_helper.settings import GenerationSettings
+from evaluation.transitions import Change
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Clip:
     scene: str
     """What clips with the same first frame share."""
     prompt: str
+    """Timed or not."""
     source: Any
     """What its first frame comes from."""
 
@@ -53,10 +55,16 @@ class Studio(Protocol):
         where that is unknown."""
 
     def truth(
-        self, clips: Sequence[Clip], videos: torch.Tensor, seams: Sequence[int]
+        self,
+        clips: Sequence[Clip],
+        videos: torch.Tensor,
+        seams: Sequence[int],
+        changes: Sequence[Sequence[Change]],
     ) -> list[dict[str, Any]]:
-        """What really happened in each video, by `rows.TRUTH`; empty where that is unknown.
+        """What really happened in each video, by `rows.TRUTH`, and its STF if the prompt changes;
+        empty where that is unknown.
 
         Args:
             seams: see `metrics.seam_jump`.
+            changes: of each clip's prompt.
         """

@@ -20,6 +20,7 @@ from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 from evaluation.clips import Clip
 from evaluation.rows import slug
+from evaluation.transitions import Change
 from evaluation.videos import read_video
 
 _FOLDER = Path(diffusers_helper.__file__).parent / "gradio" / "examples"
@@ -110,6 +111,10 @@ class Images:
         return None
 
     def truth(
-        self, clips: Sequence[Clip], videos: torch.Tensor, seams: Sequence[int]
+        self,
+        clips: Sequence[Clip],
+        videos: torch.Tensor,
+        seams: Sequence[int],
+        changes: Sequence[Sequence[Change]],
     ) -> list[dict[str, Any]]:
         return [{} for _ in clips]

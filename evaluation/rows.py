@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-OUTCOME = ("happened", "delay", "extent", "frozen", "shape_kept", "colour_kept")
+OUTCOME = ("happened", "delay", "extent", "frozen", "shape_kept", "colour_kept", "ghosting")
 """Fields of `training.tiny_world.measure.Outcome`."""
 TRUTH = (*OUTCOME, "centroid_jump")
 """Metrics that only the small world has."""
 METRICS = (
     *TRUTH,
+    "stf",
     "motion",
     "subject_similarity",
     "encoder_similarity",
@@ -21,6 +22,7 @@ METRICS = (
 )
 _NUMBERS = (
     *("base", "beta", "mean", "low_pass_factor", "low_pass_sigma", "history_low_pass"),
+    "prompt_gate",
     *METRICS,
 )
 FIELDS = (
@@ -41,12 +43,13 @@ FIELDS = (
     "low_pass_sigma",
     "low_pass_frames",
     "history_low_pass",
+    "prompt_gate",
     "video",
     *METRICS,
 )
 """Columns. `setting` is what else than the arm and the clip the videos of a comparison have in
-common; `noise` is the seed of the noise; `arm` to `history_low_pass` are those of an `Arm`; `video`
-is relative to the folder, empty if it was not kept. What could not be measured is empty."""
+common; `noise` is the seed of the noise; `arm` to `prompt_gate` are those of an `Arm`; `video` is
+relative to the folder, empty if it was not kept. What could not be measured is empty."""
 _IDENTITY = ("model", "setting", "arm", "clip", "noise")
 
 Row = dict[str, Any]

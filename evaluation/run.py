@@ -13,13 +13,14 @@ from accelerate import PartialState
 
 from diffusers_helper.models import Models, load_models
 from diffusers_helper.pipelines.k_diffusion_hunyuan import section_sigmas
-from diffusers_helper.sections import SectionOrder, section_frames
+from diffusers_helper.sections import FPS, SectionOrder, section_frames
 from diffusers_helper.settings import GenerationSettings
 from evaluation import metrics
 from evaluation.arms import Arm, Levers, applied, plan_arms
 from evaluation.clips import Clip, Studio
 from evaluation.images import EXAMPLES, Images, image_clips
 from evaluation.rows import METRICS, Part, Row, identity, read_rows, slug
+from evaluation.transitions import ClipSimilarity, changes
 from evaluation.videos import write_video
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class Plan:
     """See `image_clips`; None takes EXAMPLES. Not of the small world."""
     actions: Sequence[str] | None
     """See `world_clips`."""
+    transitions: bool
+    """Whether, in the small world, each action comes after a section in which nothing moves."""
+    clip_model: str | None
+    """See `ClipSimilarity`; None measures no STF of images."""
     seeds: int
     betas: Sequence[float]
     scales: Sequence[float] | None
@@ -130,12 +135,14 @@ class _Evaluation:
             from evaluation.tiny_world import TinyWorld, world_clips  # needs the training's package
 
             self._studio: Studio = TinyWorld(self._models, plan.order)
-            self._clips = world_clips(plan.actions, plan.seeds)
+            quiet = 4 * self._settings.latent_window_size / FPS if plan.transitions else 0.0
+            self._clips = world_clips(plan.actions, plan.seeds, quiet)
             self._batch = plan.batch
         else:
             self._studio = Images(self._models, plan.order)
             self._clips = image_clips(plan.cases or EXAMPLES, plan.seeds)
             self._batch = 1
+        self._clip_model = None if plan.clip_model is None else ClipSimilarity(plan.clip_model)
 
     @property
     def setting(self) -> str:
@@ -147,7 +154,8 @@ class _Evaluation:
             f"{settings.steps} steps",
             f"{settings.total_second_length:g} s",
         ]
-        return ", ".join(parts if plan.shift is None else [*parts, f"shift {plan.shift:g}"])
+        parts += [] if plan.shift is None else [f"shift {plan.shift:g}"]
+        return ", ".join([*parts, "transitions"] if plan.transitions else parts)
 
     def unfinished(self) -> list[Job]:
         """Batches that are not whole in the folder yet."""
@@ -182,7 +190,11 @@ class _Evaluation:
             "seam_jump": metrics.seam_jump(videos, seams),
             "sharpness": metrics.sharpness(videos),
         }
-        truths = self._studio.truth(clips, videos, seams)
+        changing = [changes(replace(settings, prompt=clip.prompt)) for clip in clips]
+        if (clip_model := self._clip_model) is not None:
+            both = zip(videos, changing, strict=True)
+            measured["stf"] = [clip_model.fidelity(video, some) for video, some in both]
+        truths = self._studio.truth(clips, videos, seams, changing)
         for i, (clip, row) in enumerate(zip(clips, rows, strict=True)):
             row |= {name: values[i] for name, values in measured.items() if values is not None}
             row |= truths[i]
@@ -228,6 +240,9 @@ class _Evaluation:
 def _settings(plan: Plan, models: Models) -> GenerationSettings:
     """Of all videos, as far as they are alike."""
     values = models.settings | {"use_teacache": False, "mp4_crf": 0}
+    if plan.transitions:
+        three = 3 * 4 * GenerationSettings(**values).latent_window_size / FPS
+        values["total_second_length"] = max(three, 1.0)
     asked = {"steps": plan.steps, "total_second_length": plan.seconds}
     values |= {name: value for name, value in asked.items() if value is not None}
     return GenerationSettings(**values)

@@ -21,7 +21,9 @@ _SHOWN = {
     "frozen": ("frozen, %", 100, 0),
     "shape_kept": ("shape kept, %", 100, 0),
     "colour_kept": ("colour kept, %", 100, 0),
+    "ghosting": ("ghosting, %", 100, 0),
     "centroid_jump": ("centroid jump", 1, 2),
+    "stf": ("STF", 1, 2),
     "motion": ("motion, pixels a frame", 1, 2),
     "subject_similarity": ("subject similarity", 1, 3),
     "encoder_similarity": ("encoder similarity", 1, 4),
@@ -31,13 +33,22 @@ _SHOWN = {
 """Title, factor and decimals of each metric."""
 _SIDE_EFFECTS = ("frozen", "motion", "shape_kept", "colour_kept", "encoder_similarity")
 """Metrics in the first table, besides the outcome."""
+_OF_CHANGES = ("stf", "ghosting", "delay")
+"""Before these, where prompts change."""
 _PREFACE = """
 In brackets: 95 % bootstrap intervals, scenes resampled, all models pooled. "Minus base" and "minus
 control" are paired differences, over the same model, scene, caption and noise. The base is its
 constant, without levers. The control of a schedule is the constant at its mean over the steps,
-which its reversal shares; that of a lever (a low-pass) is the same guidance without. A column with
-the name of a model has its own "minus control". Of motion the ratio is taken instead (x). The delay
-is compared where the action happened in both.
+which its reversal shares; that of a lever (a low-pass, the prompt gate) is the same guidance
+without. A column with the name of a model has its own "minus control". Of motion the ratio is taken
+instead (x). The delay is compared where the action happened in both.
+"""
+_PREFACE_OF_CHANGES = """
+Here prompts change on the way. What happened is judged from the change on, and the delay is the
+time from it. STF: the rise of similarity to the new prompt minus that to the old one, from the half
+second before the change to the last of the new prompt; where the truth is known, 2 is perfect and 0
+is no change. Ghosting: contrast of what is left of a subject that should be gone
+(docs/transitions.md).
 """
 
 
@@ -67,7 +78,8 @@ def markdown(results: dict[str, Results], plots: Sequence[str]) -> str:
     lines = ["# Step-Adaptive CFG, measured", _PREFACE, *(f"![]({plot})\n" for plot in plots)]
     for setting, its_results in results.items():
         models = ", ".join(its_results.models)
-        lines += [f"## {setting}", "", f"Models: {models}.", ""]
+        lines += [f"## {setting}", "", f"Models: {models}."]
+        lines.append(_PREFACE_OF_CHANGES if "stf" in its_results.metrics else "")
         schedules = its_results.of_kind("schedule", "reversed")
         lines += ["### Schedules against constants", "", *_compared(its_results, schedules), ""]
         if with_levers := its_results.with_levers:
@@ -85,6 +97,8 @@ def _compared(results: Results, compared: Sequence[Arm]) -> list[str]:
     outcome = results.outcome
     title = _SHOWN[outcome][0]
     effects = [m for m in _SIDE_EFFECTS if m in results.metrics and m != outcome]
+    if "stf" in results.metrics:
+        effects = [*(m for m in _OF_CHANGES if m in results.metrics), *effects]
     models = results.models if len(results.models) > 1 else []
     titles = ["case", "arm", "mean guidance", "videos", title, "minus base", "minus control"]
     rows = [titles + models + [f"minus control: {_SHOWN[m][0]}" for m in effects]]

@@ -13,6 +13,7 @@ from diffusers_helper.settings import GenerationSettings
 from evaluation.clips import Clip
 from evaluation.metrics import centroid_jump
 from evaluation.rows import OUTCOME
+from evaluation.transitions import Change, transition_fidelity
 from training.tiny_world.captions import caption
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.measure import measure
@@ -28,18 +29,24 @@ CASES = {
 _SIZE = (128, 128)
 
 
-def world_clips(actions: Sequence[str] | None, seeds: int) -> list[Clip]:
+def world_clips(actions: Sequence[str] | None, seeds: int, quiet: float = 0.0) -> list[Clip]:
     """Clips of scenes that are in no training, in which the captioned action could happen.
 
     Args:
         actions: of ACTIONS; None takes those of CASES.
         seeds: clips of each action; the clips of a seed share their scene as far as possible.
+        quiet: seconds for which a first prompt tells that nothing moves, before that of the action;
+            0 is no such prompt.
     """
     cases = {action: case for case, its_actions in CASES.items() for action in its_actions}
     clips = []
     for seed in range(seeds):
         for action in actions or cases:
-            scene = sample_scene(TrainingConfig.unseen_seed + seed, action, _SIZE)
+            scene = sample_scene(TrainingConfig.unseen_seed + seed, action, _SIZE, quiet=quiet)
+            prompt = caption(scene, seed)
+            if quiet:
+                still = caption(replace(scene, action="still"), seed)
+                prompt = f"[0s: {still}] [{quiet:g}s: {prompt}]"
             clips.append(
                 Clip(
                     id=f"{action}-{seed:03d}",
@@ -47,7 +54,7 @@ def world_clips(actions: Sequence[str] | None, seeds: int) -> list[Clip]:
                     action=action,
                     seed=seed,
                     scene=str(scene.seed),
-                    prompt=caption(scene, seed),
+                    prompt=prompt,
                     source=scene,
                 )
             )
@@ -84,6 +91,7 @@ class TinyWorld:
             low_pass_factor=settings.low_pass_factor,
             low_pass_sigma=settings.low_pass_sigma,
             history_low_pass=settings.history_low_pass,
+            prompt_gate=settings.prompt_gate,
             seed=noise,
         )
 
@@ -94,12 +102,19 @@ class TinyWorld:
         return (render(scenes, first) != render(scenes, without)).any(dim=1)[:, 0]
 
     def truth(
-        self, clips: Sequence[Clip], videos: torch.Tensor, seams: Sequence[int]
+        self,
+        clips: Sequence[Clip],
+        videos: torch.Tensor,
+        seams: Sequence[int],
+        changes: Sequence[Sequence[Change]],
     ) -> list[dict[str, Any]]:
+        # All clips of an evaluation change alike, and once.
+        windows = next(((change.before, change.after) for change in changes[0]), None)
         return [
             {name: _number(getattr(outcome, name)) for name in OUTCOME}
             | {"centroid_jump": centroid_jump(outcome.track, seams)}
-            for outcome in measure([clip.source for clip in clips], videos)
+            | {"stf": _number(transition_fidelity(outcome.new, outcome.old))}
+            for outcome in measure([clip.source for clip in clips], videos, windows)
         ]
 
 

@@ -57,35 +57,41 @@ def test_nothing_to_schedule_leaves_constants():
 
 
 SOFT, PAST = Levers(0.25, 0.95, "start"), Levers(history_low_pass=0.5)
+GATED = Levers(prompt_gate=0.5)
 
 
 def test_low_passes_are_alone_unless_combined():
-    alone = plan_arms([0.5], [6.0], EVEN, False, [SOFT, PAST])
+    alone = plan_arms([0.5], [6.0], EVEN, False, [SOFT, PAST, GATED])
     assert [arm.name for arm in alone] == [
         "constant 6",
         "constant 6 low-pass 0.25 start sigma 0.95",
         "constant 6 history 0.5 sigma 0.9",
+        "constant 6 prompt gate 0.5 sigma 0.9",
         "schedule 6 beta 0.5",
     ]
-    combined = plan_arms([0.5], [6.0], EVEN, False, [SOFT, PAST], combine=True)
-    assert [arm.name for arm in combined[4:]] == [
+    combined = plan_arms([0.5], [6.0], EVEN, False, [SOFT, PAST, GATED], combine=True)
+    assert [arm.name for arm in combined[5:]] == [
         "schedule 6 beta 0.5 low-pass 0.25 start sigma 0.95",
         "schedule 6 beta 0.5 history 0.5 sigma 0.9",
+        "schedule 6 beta 0.5 prompt gate 0.5 sigma 0.9",
     ]
-    constant_6, soft, _, schedule, soft_schedule, _ = combined
+    constant_6, soft, _, _, schedule, soft_schedule, *_ = combined
     assert soft.control == soft.baseline == soft_schedule.baseline == constant_6
     assert soft_schedule.control == schedule
 
 
 def test_every_low_pass_once():
-    planned = plan_levers([1.0, 0.5, 0.25, 0.5], ["both", "last"], [0.0, 1.0], [0.9, 0.8])
-    assert len({arm.name for arm in planned}) == len(planned) == 2 * 2 * 2 + 2
+    planned = plan_levers(
+        [1.0, 0.5, 0.25, 0.5], ["both", "last"], [0.0, 1.0], [0.9, 0.8], [0.5, 0.0, 1.0]
+    )
+    assert len({arm.name for arm in planned}) == len(planned) == 2 * 2 * 2 + 2 + 2 * 2
     assert NO_LEVERS not in planned
     assert Levers(0.25, 0.8, "last") in planned
     assert Levers(1.0, 0.8, "both", 1.0) in planned
+    assert Levers(low_pass_sigma=0.8, prompt_gate=0.5) in planned
 
 
-@pytest.mark.parametrize("levers", [NO_LEVERS, SOFT, PAST, Levers(0.5, 0.0)])
+@pytest.mark.parametrize("levers", [NO_LEVERS, SOFT, PAST, GATED, Levers(0.5, 0.0)])
 def test_an_arm_comes_back_from_its_columns(levers):
     arm = Arm("schedule", 6.0, 0.5, 3.0, levers)
     assert Arm.of(arm.columns) == arm

@@ -63,7 +63,7 @@ def test_a_video_is_made_as_the_page_makes_it(miniature, picture):
     )
     videos = studio.make(clips, settings, noise=5)
     assert videos.dtype == torch.uint8 and videos.shape == (1, 3, 25, 96, 160)
-    assert studio.truth(clips, videos, []) == [{}] and studio.subjects(clips) is None
+    assert studio.truth(clips, videos, [], [[]]) == [{}] and studio.subjects(clips) is None
 
 
 def test_a_model_that_fails_gives_no_video(miniature, picture, monkeypatch):

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import evaluation
-from evaluation import images, metrics, plots, run, tiny_world
+from evaluation import images, metrics, plots, run, tiny_world, transitions
 from evaluation.__main__ import main
 from evaluation.rows import METRICS, TRUTH, read_rows
 from training.tiny_world.world import render, truth
@@ -24,7 +26,7 @@ def made(monkeypatch, miniature):
 
     def draw(models, scenes, captions, **settings):
         calls.append({"captions": captions, **settings})
-        return render(scenes, truth(scenes, 15))
+        return render(scenes, truth(scenes, 37 if "[" in captions[0] else 15))
 
     monkeypatch.setattr(tiny_world, "sample_clips", draw)
     monkeypatch.setattr(run, "load_models", lambda *_: miniature)
@@ -37,7 +39,8 @@ def test_every_video_is_measured(tmp_path, made):
     rows = read_rows(tmp_path)
     assert [row["arm"] for row in rows] == ["constant 6", "schedule 6 beta 0.5"] * 2
     for row, call in zip(rows, made, strict=True):
-        assert all(row[m] is not None for m in set(METRICS) - set(TRUTH))
+        assert all(row[m] is not None for m in set(METRICS) - {*TRUTH, "stf"})
+        assert row["stf"] is None and row["ghosting"] is None
         assert row["frozen"] is not None and row["model"] == "tiny"
         assert row["mean"] == (3.5 if row["beta"] else 6)  # the only step is at sigma 1
         assert call["captions"] == [row["prompt"]] and str(call["seed"]) == row["noise"]
@@ -114,6 +117,31 @@ def test_low_passes_are_made_and_gone_on_with(tmp_path, made):
     assert main([*small, *levers, "--combine"]) == 0 and len(made) == 10
 
 
+def test_transitions_are_made_with_the_prompt_gate(tmp_path, made):
+    small = ["--transitions", *SMALL, "--seeds=1", "--videos=0", f"--output={tmp_path}"]
+    assert main([*small, "--prompt-gate=0,0.5,1", "--combine"]) == 0
+    rows, guidance = read_rows(tmp_path), ("constant 6", "schedule 6 beta 0.5")
+    gates = ("", " prompt gate 0.5 sigma 0.9", " prompt gate 1 sigma 0.9")
+    assert [row["arm"] for row in rows] == [kind + gate for kind in guidance for gate in gates]
+    assert [call["prompt_gate"] for call in made] == [0, 0.5, 1] * 2
+    for row, call in zip(rows, made, strict=True):
+        assert call["seconds"] == pytest.approx(1.2)  # three sections of a window of 3
+        assert call["captions"] == [row["prompt"]] and "] [0.4s: " in row["prompt"]
+        assert row["setting"].endswith("1.2 s, transitions")
+        assert row["stf"] is not None and row["ghosting"] is not None
+        assert (row["prompt_gate"] or 0) == call["prompt_gate"]
+    assert main([*small, "--prompt-gate=0,0.5,1", "--combine"]) == 0 and len(made) == 6
+    text = (tmp_path / "summary.md").read_text()
+    (title,) = {line for line in text.splitlines() if line.startswith("| case | arm |")}
+    assert "| minus control | minus control: STF | minus control: ghosting, % |" in title
+    assert "2 is perfect" in text
+
+
+def test_without_transitions_the_summary_knows_no_stf(tmp_path, made):
+    assert main([*SMALL, "--seeds=1", f"--output={tmp_path}"]) == 0
+    assert "STF" not in (tmp_path / "summary.md").read_text()
+
+
 def test_summary_only_makes_no_videos(tmp_path, made):
     assert main([*SMALL, "--output", str(tmp_path)]) == 0
     (tmp_path / "summary.md").unlink()
@@ -141,6 +169,32 @@ def test_images_are_made_one_by_one_and_failures_are_kept(tmp_path, monkeypatch,
         assert row["happened"] is None
         assert (row["sharpness"] is None) == (row["video"] == "") == (row["kind"] == "schedule")
     assert main(options) == 0 and len(asked) == 6
+
+
+def test_images_with_timed_prompts_have_an_stf_by_clip(tmp_path, monkeypatch, made):
+    """By a CLIP to which bright frames are the new prompt, and all are as much the old one."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    cases = [("changes", "[0s: a] [0.4s: b]"), ("stays", "a")]
+    entries = [{"case": case, "image": "a.png", "prompt": prompt} for case, prompt in cases]
+    (tmp_path / "cases.json").write_text(json.dumps(entries))
+    video = torch.zeros(1, 3, 25, 32, 32, dtype=torch.uint8)
+    video[:, :, 12:] = 255
+
+    class Clip(transitions.ClipSimilarity):
+        def __init__(self, name):
+            assert name == "a-clip"
+
+        def similarity(self, frames, prompts):
+            bright = frames.float().mean(dim=(0, 2, 3)) / 255
+            return torch.stack([bright if p == "b" else 0 * bright for p in prompts], dim=1)
+
+    monkeypatch.setattr(images.Images, "make", lambda *_: video)
+    monkeypatch.setattr(run, "ClipSimilarity", Clip)
+    options = ["--model=f1", "--seeds=1", "--betas=0", "--no-controls", "--prompt-gate=1"]
+    options += [f"--cases={tmp_path / 'cases.json'}", "--clip-model=a-clip", "--seconds=1"]
+    assert main([*options, f"--output={tmp_path / 'out'}"]) == 0
+    stf = {(row["case"], row["prompt_gate"]): row["stf"] for row in read_rows(tmp_path / "out")}
+    assert stf == {("changes", g): 1.0 for g in (None, 1)} | {("stays", g): None for g in (None, 1)}
 
 
 def test_without_opencv_only_motion_is_missing(tmp_path, made, monkeypatch):
@@ -185,6 +239,7 @@ def test_two_processes_share_the_work_and_give_the_rows_of_one(tmp_path, weights
         (["--actions", "fly"], "'fly'"),
         (["--low-pass", "0"], "must be in [0.1, 1], got '0'"),
         (["--history-low-pass", "2"], "must be in [0, 1], got '2'"),
+        (["--prompt-gate", "-1"], "must be in [0, 1], got '-1'"),
         (["--low-pass-frames", "start,end"], "must be of both, start, last, got 'end'"),
     ],
 )
@@ -201,6 +256,10 @@ def test_bad_options_are_named(tmp_path, capsys, option, message):
         (["--actions", "fade", "--model", "f1"], "small world"),
         (["--cases", "x.json"], "small world"),
         (["--cases", "x.json", "--model", "f1"], "x.json"),
+        (["--transitions", "--model", "f1"], "small world"),
+        (["--clip-model", "x"], "small world"),
+        (["--prompt-gate", "1"], "prompts that change"),
+        (["--prompt-gate", "1", "--model", "f1"], "prompts that change"),
         (["--summary-only"], "no measured video"),
     ],
 )

@@ -34,8 +34,9 @@ def test_a_half_written_row_counts_for_nothing_and_is_replaced(tmp_path, path, c
     assert [r["clip"] for r in read_rows(tmp_path)] == ["a", "c"]
 
 
-def test_a_part_from_before_low_passes_goes_on(tmp_path, path):
+def test_a_part_from_before_levers_and_changes_goes_on(tmp_path, path):
     new = [name for name in FIELDS if "low_pass" in name]
+    new += ["prompt_gate", "ghosting", "stf"]
     known = [name for name in FIELDS if name not in new]
     path.parent.mkdir()
     old = {name: value for name, value in row("a").items() if name in known}
@@ -45,10 +46,10 @@ def test_a_part_from_before_low_passes_goes_on(tmp_path, path):
         writer.writerow(old)
     (before,) = read_rows(tmp_path)
     assert Arm.of(before) == constant(6.0)
-    soft = replace(constant(6.0), levers=Levers(0.25, 0.0, "last"))
-    Part(path).append([row("a", **soft.columns)])
+    soft = replace(constant(6.0), levers=Levers(0.25, 0.0, "last", prompt_gate=0.5))
+    Part(path).append([row("a", stf=1.5, **soft.columns)])
     first, second = read_rows(tmp_path)
-    assert first == before and Arm.of(second) == soft
+    assert first == before and (Arm.of(second), second["stf"]) == (soft, 1.5)
 
 
 def test_nothing_but_half_a_header(tmp_path, path):

@@ -83,6 +83,19 @@ def test_low_passes_have_a_table_of_their_own(folder, no_plots):
         assert arm not in (folder / "summary.md").read_text().split("### Levers")[0]
 
 
+def test_changes_of_prompts_have_columns_of_their_own(tmp_path, no_plots):
+    made = rows(MODELS, ("fade",))
+    for row in made:
+        row |= {"stf": 1 + row["happened"], "ghosting": 1 - row["happened"]}
+    Part(tmp_path / "parts" / "0.csv").append(made)
+    write_summary(tmp_path)
+    columns = " | ".join(f"minus control: {m}" for m in ("STF", "ghosting, %", "delay, s"))
+    assert columns in line(tmp_path, "Schedules", "case ")
+    schedule = line(tmp_path, "Schedules", "disappearance | schedule 6 beta 0.8 ")
+    assert "| +0.25 [+0.00, +0.75] | -25 [-75, +0] | +0.00 [+0.00, +0.00] |" in schedule
+    assert "Models: s0, s1.\n\nHere prompts change" in (tmp_path / "summary.md").read_text()
+
+
 def test_plots_and_page(folder):
     write_summary(folder)
     for name in ("outcome.png", "difference.png", "kept.png"):

@@ -1,16 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diffusers_helper.k_diffusion.low_pass import low_pass
 from diffusers_helper.k_diffusion.wrapper import GUIDANCE_INPUT_SCALE
 from diffusers_helper.pipelines.k_diffusion_hunyuan import guidance_schedule, section_sigmas
+from diffusers_helper.prompts import timed_prompts
 from diffusers_helper.sections import SectionOrder, section_frames
 from diffusers_helper.settings import GenerationSettings
 from evaluation.arms import Arm, Levers, applied, plan_arms
 from evaluation.rows import TRUTH
 from evaluation.tiny_world import CASES, TinyWorld, world_clips
+from evaluation.transitions import changes
 from tests.evaluation.conftest import WINDOW
 from training.tiny_world import sample
+from training.tiny_world.captions import caption
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.world import render, truth
 
@@ -43,9 +48,40 @@ def test_what_is_not_defined_is_none(miniature):
     clips = world_clips(["still"], seeds=1)
     scenes = [clip.source for clip in clips]
     videos = render(scenes, truth(scenes, 20))
-    (measured,) = TinyWorld(miniature, SectionOrder.FORWARD).truth(clips, videos, [9])
-    assert tuple(measured) == TRUTH
+    (measured,) = TinyWorld(miniature, SectionOrder.FORWARD).truth(clips, videos, [9], [[]])
+    assert tuple(measured) == (*TRUTH, "stf")
     assert (measured["happened"], measured["frozen"], measured["delay"]) == (1.0, 1.0, None)
+    assert (measured["ghosting"], measured["stf"]) == (None, None)
+
+
+def test_a_clip_that_changes_is_the_same_scene_with_two_prompts():
+    plain, changing = (world_clips(None, seeds=2, quiet=quiet) for quiet in (0.0, 1.2))
+    for before, clip in zip(plain, changing, strict=True):
+        begin = pytest.approx(before.source.begin + 1.2)
+        assert replace(clip.source, begin=before.source.begin) == before.source
+        assert clip.source.begin == begin and clip.id == before.id
+        still, action = timed_prompts(clip.prompt, 3.6)
+        assert (still.start, action.start, action.text) == (0, 1.2, before.prompt)
+        assert still.text == caption(replace(clip.source, action="still"), clip.seed)
+
+
+@pytest.mark.parametrize(
+    ("share", "fidelity", "ghosting"), [(1.0, 2, 0), (0.5, 1.5, 0.5), (0.0, 0, 1)]
+)
+def test_the_fidelity_of_clips_that_are_known(miniature, share, fidelity, ghosting):
+    """What fades in part, after a still section, by the prompts that an evaluation has."""
+    clips = world_clips(["fade"], seeds=2, quiet=1.2)
+    scenes = [clip.source for clip in clips]
+    values = truth(scenes, 109)
+    videos = render(scenes, replace(values, opacity=1 - share * (1 - values.opacity)))
+    settings = GenerationSettings(total_second_length=3.6)
+    changing = [changes(replace(settings, prompt=clip.prompt)) for clip in clips]
+    world = TinyWorld(miniature, SectionOrder.FORWARD)
+    for measured in world.truth(clips, videos, [37, 73], changing):
+        assert measured["stf"] == pytest.approx(fidelity, abs=0.1)
+        assert measured["ghosting"] == pytest.approx(ghosting, abs=0.1)
+        assert measured["happened"] == (share == 1)
+        assert (measured["delay"] is None) or 0.1 < measured["delay"] < 0.8
 
 
 @pytest.mark.parametrize("true_cfg", [False, True])

@@ -5,8 +5,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.tiny_world.measure import CHECKED_EVERY, measure
-from training.tiny_world.world import ACTIONS, COLOURS, SIZES, Scene, render, sample_scene, truth
+from training.tiny_world.measure import CHECKED_EVERY, Outcome, measure
+from training.tiny_world.world import (
+    ACTIONS,
+    COLOURS,
+    SIZES,
+    Scene,
+    Truth,
+    render,
+    sample_scene,
+    truth,
+)
 
 FRAMES = 73
 BEGUN = 0.1958
@@ -156,6 +165,82 @@ def test_the_track_is_the_truth_s_until_the_subject_has_left():
     assert torch.allclose(x[inside], expected.x[0][inside].to(x.dtype), atol=0.02)
     assert torch.allclose(y[inside], expected.y[0][inside].to(y.dtype), atol=0.02)
     assert outcome.track[-5:].isnan().all()
+
+
+# A caption that changes, from "still"
+
+CHANGE, LONG = 36, 109
+"""Frames: of the change, which is at 1.2 s, and of three sections."""
+WINDOWS = slice(CHANGE - 15, CHANGE), slice(LONG - 15, LONG)
+
+
+def changing(action: str, number: int = 12, **values) -> Scene:
+    return replace(sample_scene(number, action, SIZES[0], quiet=CHANGE / 30), **values)
+
+
+def judged(scene: Scene, values: Truth) -> Outcome:
+    (outcome,) = measure([scene], blurred(render([scene], values)), WINDOWS)
+    return outcome
+
+
+@pytest.mark.parametrize(("number", "action"), list(enumerate(MOVING)))
+def test_a_perfect_change(number, action):
+    scene = changing(action, number)
+    outcome = judged(scene, truth([scene], LONG))
+    assert outcome.happened and not outcome.frozen
+    assert outcome.new == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.15))
+    assert outcome.old == (1, 0)
+    assert 0 <= outcome.delay < 1
+    assert math.isnan(outcome.ghosting) is (action not in ("leave", "fade"))
+    assert not outcome.ghosting > 0.15
+
+
+@pytest.mark.parametrize("action", ["right", "fade", "night"])
+def test_no_change(action):
+    scene = changing(action)
+    outcome = judged(scene, truth([replace(scene, happens=False)], LONG))
+    assert outcome.frozen and not outcome.happened and math.isnan(outcome.delay)
+    assert outcome.new == (pytest.approx(0, abs=0.1), pytest.approx(0, abs=0.1))
+    assert outcome.old == (1, 1)
+    assert action != "fade" or outcome.ghosting == pytest.approx(1, abs=0.1)
+
+
+def test_a_late_change_is_the_same_one_later():
+    soon, late = changing("right", begin=1.3, duration=0.9), changing("right", begin=2.1)
+    late = replace(late, duration=0.9)
+    outcomes = [judged(soon, truth([scene], LONG)) for scene in (soon, late)]
+    for outcome, begin in zip(outcomes, (0.1, 0.9), strict=True):
+        assert outcome.delay == pytest.approx(begin + BEGUN * 0.9, abs=0.1)
+        assert outcome.new[1] == pytest.approx(1, abs=0.05) and outcome.old == (1, 0)
+
+
+def test_a_change_before_its_time_is_no_rise():
+    scene = changing("fade", begin=0.0, duration=0.9)
+    outcome = judged(scene, truth([scene], LONG))
+    assert outcome.new == (pytest.approx(1, abs=0.05), pytest.approx(1, abs=0.05))
+    assert outcome.old == (0, 0)
+
+
+@pytest.mark.parametrize("left", [0.25, 0.5])
+def test_a_ghost_is_what_is_left_of_the_subject(left):
+    scene = changing("fade")
+    values = truth([scene], LONG)
+    outcome = judged(scene, replace(values, opacity=1 - (1 - left) * (1 - values.opacity)))
+    assert outcome.ghosting == pytest.approx(left, abs=0.1)
+    assert outcome.new[1] == pytest.approx(1 - left, abs=0.1) and outcome.old == (1, 0)
+
+
+def test_the_other_thing_ends_the_old_and_is_not_the_new():
+    scene = changing("fade")
+    outcome = judged(scene, truth([replace(scene, action="left")], LONG))
+    assert outcome.new[1] == pytest.approx(0, abs=0.1) and outcome.old == (1, 0)
+    assert not outcome.happened and outcome.ghosting > 0.8
+
+
+def test_without_a_change_there_is_none_of_it():
+    scene = sample_scene(3, "fade", SIZES[0])
+    (outcome,) = measure([scene], clip(scene)[:, :, :20])
+    assert all(map(math.isnan, (*outcome.new, *outcome.old, outcome.ghosting)))
 
 
 def test_clips_are_measured_alike_alone_and_together():

@@ -76,6 +76,8 @@ _TINT = 0.08
 """The most that a whole frame's colour may be off, which is taken back."""
 _BEGUN = 0.1
 """Share of its full effect from which an action has begun."""
+_GONE = ("leave", "fade")
+"""Actions at whose end there is no subject."""
 _ENDING = 5
 """Frames whose median is a clip's end."""
 _WAVE = FPS // 2
@@ -111,8 +113,8 @@ class Outcome:
     happened: bool
     """Whether the captioned action was seen; of "still", whether nothing else was."""
     delay: float
-    """Seconds until a tenth of the action's effect in this clip was reached; nan if it did not
-    happen, and of "still"."""
+    """Seconds until a tenth of the action's effect in this clip was reached, from the change of the
+    caption if it changes; nan if it did not happen, and of "still"."""
     extent: float
     """How far the action went: 0 is not at all, 1 as far as `truth` has it; nan of "still"."""
     frozen: bool
@@ -125,6 +127,15 @@ class Outcome:
     track: torch.Tensor
     """The subject's x and y in the world, against the scenery; shape [frames, 2], nan where it is
     not seen."""
+    new: tuple[float, float]
+    """Before and after a change of the caption: `extent`, at least 0 and at most 1; nan without a
+    change, and of "still"."""
+    old: tuple[float, float]
+    """Before and after: 1 if all was as in the first frame, as "still" has it, else 0; nan without
+    a change."""
+    ghosting: float
+    """Contrast of what is left of the subject at the end against what it had, up to 1; nan without
+    a change, and of actions that leave it in the frame."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,9 @@ class _Course:
         return replace(self, **{k: v[frames] for k, v in vars(self).items() if k != "left"})
 
 
-def measure(scenes: Sequence[Scene], clips: torch.Tensor) -> list[Outcome]:
+def measure(
+    scenes: Sequence[Scene], clips: torch.Tensor, windows: tuple[slice, slice] | None = None
+) -> list[Outcome]:
     """Measure clips, at least 2.3 seconds of which give every action the time to be done.
 
     Which side a subject leaves by, and which way it spins, captions need not tell, and either is
@@ -191,20 +204,27 @@ def measure(scenes: Sequence[Scene], clips: torch.Tensor) -> list[Outcome]:
         scenes: of one size; `happens` and what only `truth` decides with are not regarded, but for
             the extent of 1.
         clips: uint8, shape [clips, 3, frames, height, width].
+        windows: of clips that were captioned as still at first: the frames in which they are looked
+            at before the caption changed, which it did at their end, and after it, at the end of
+            the clip. All verdicts but on shape and colour are of what comes after the change then.
     """
     outcomes = []
     at_once = 16 if clips.is_cuda else 1  # what fits into a CPU's cache is much faster
     for i in range(0, len(scenes), at_once):
-        outcomes += _measure(scenes[i : i + at_once], clips[i : i + at_once])
+        outcomes += _measure(scenes[i : i + at_once], clips[i : i + at_once], windows)
     return outcomes
 
 
-def _measure(scenes: Sequence[Scene], clips: torch.Tensor) -> list[Outcome]:
+def _measure(
+    scenes: Sequence[Scene], clips: torch.Tensor, windows: tuple[slice, slice] | None
+) -> list[Outcome]:
     first = render(scenes, truth(scenes, 1), clips.device)
     seen = _look(scenes, torch.cat([first, clips], dim=2))
     happening = [replace(scene, happens=True) for scene in scenes]
     expected = truth(happening, clips.shape[2])
-    return [_judge(scene, _one(seen, i), _one(expected, i)) for i, scene in enumerate(scenes)]
+    return [
+        _judge(scene, _one(seen, i), _one(expected, i), windows) for i, scene in enumerate(scenes)
+    ]
 
 
 def _one(values: _Seen | Truth, i: int) -> Any:
@@ -652,12 +672,24 @@ def _colour_right(
 # From values to a verdict
 
 
-def _judge(scene: Scene, seen: _Seen, expected: Truth) -> Outcome:
+def _judge(
+    scene: Scene, seen: _Seen, expected: Truth, windows: tuple[slice, slice] | None
+) -> Outcome:
     course, ideal = _course(scene, seen), _ideal(scene, expected)
     effect = _effect(scene, course)
+    whole = _full(scene, _effect(scene, ideal))
+    new = old = (math.nan, math.nan)
+    ghosting = math.nan
+    if windows is not None:
+        if whole > 0:
+            new = tuple(min(max(_full(scene, effect[w]) / whole, 0.0), 1.0) for w in windows)
+        old = tuple(float(_frozen(course[w])) for w in windows)
+        if scene.action in _GONE:
+            ghosting = min(_end(seen.contrast), 1.0)
+        after = slice(windows[0].stop, None)
+        course, effect = course[after], effect[after]
     frozen = _frozen(course)
     happened = frozen if scene.action == "still" else _happened(scene, course, effect, seen)
-    whole = _full(scene, _effect(scene, ideal))
     checked = slice(1, None, CHECKED_EVERY)
     counted = seen.whole[checked] & (seen.area[checked] >= _TELLING)
     if scene.action not in ("leave", "fade", "recolour", "pan"):
@@ -676,6 +708,9 @@ def _judge(scene: Scene, seen: _Seen, expected: Truth) -> Outcome:
         shape_kept=float(shape_kept[counted].mean()) if counted.any() else math.nan,
         colour_kept=float(colour_kept[counted].mean()) if counted.any() else math.nan,
         track=torch.from_numpy(np.stack([seen.x, seen.y], axis=1)[1:]),
+        new=new,
+        old=old,
+        ghosting=ghosting,
     )
 
 
