@@ -50,6 +50,19 @@ def test_the_card_is_of_the_first_seed_and_results_are_of_both():
     assert weights["results"] == {f"seed{n}/{m}" for n in (0, 1) for m in ("student", "teacher")}
 
 
+def test_jobs_that_write_the_same_file_come_one_after_the_other():
+    """That is, of one model in one setting."""
+    writers = {}
+    for job in planned():
+        if job.module == "evaluation":
+            plan = evaluation._plan(PARSERS["evaluation"]().parse_args(job.arguments), began=0)
+            file = job.arguments[0], plan.label, plan.shift, plan.cfg is None, plan.transitions
+            writers.setdefault(file, []).append(job)
+    assert any(len(jobs) > 1 for jobs in writers.values())
+    for first, *others in writers.values():
+        assert all(first.name in job.needs for job in others)
+
+
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
     """Jobs whose commands are a line of Python each, which may note something."""

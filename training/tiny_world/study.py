@@ -61,10 +61,12 @@ def plan_jobs(
         arguments = (f"--output={folder / output}", *training, *arguments)
         return Job(name or output, _TRAINING, arguments, tuple(needs))
 
-    def evaluate(output: str, label: str, weights: str, *arguments: str) -> Job:
+    def evaluate(
+        output: str, label: str, weights: str, *arguments: str, after: Sequence[Job] = ()
+    ) -> Job:
         of = (f"--output={folder / output}", f"--label={label}", f"--weights={folder / weights}")
         name = " ".join([output, label, *(a.strip("-") for a in arguments)])
-        needs = (weights.split("/")[0],)
+        needs = (weights.split("/")[0], *(job.name for job in after))
         return Job(name, _EVALUATION, (*of, *kinds[output], *evaluation, *arguments), needs)
 
     kinds = {
@@ -76,13 +78,14 @@ def plan_jobs(
     still = ("--set", "still_share=0", "--until", "flow")
     few, many = f"--seeds={seeds}", f"--seeds={2 * seeds}"
     both = ("seed0", "seed1")
+    student = evaluate("check", STUDENT, "seed0/student", many)
     return [
         train("seed0", "--until", "vae", name="vae"),
         train("seed0", needs=["vae"]),
         train("seed1", *vae, "--set", "seed=1", needs=["vae"]),
         train(HEALTHY, *vae, *still, needs=["vae"]),
-        evaluate("check", STUDENT, "seed0/student", many),
-        evaluate("check", STUDENT, "seed0/student", few, f"--scales={scales}"),
+        student,
+        evaluate("check", STUDENT, "seed0/student", few, f"--scales={scales}", after=[student]),
         evaluate("check", TEACHER, "seed0/teacher", few, f"--cfg={scales}"),
         evaluate("check", HEALTHY, f"{HEALTHY}/teacher", few, "--cfg=1"),
         *(evaluate("results", seed, f"{seed}/student") for seed in both),
