@@ -1,11 +1,15 @@
 import math
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from diffusers_helper.pipelines.k_diffusion_hunyuan import section_sigmas
+from diffusers_helper.sections import section_frames
 from evaluation import __main__ as evaluation
+from evaluation.arms import plan_arms
 from training.tiny_world import __main__ as training
 from training.tiny_world import study
 from training.tiny_world.study import Job, plan_jobs, run_jobs
@@ -48,6 +52,7 @@ def test_the_card_is_of_the_first_seed_and_results_are_of_both():
             assert options.controls == (options.output.name == "results")
     assert weights["check"] == {"seed0/student", "seed0/teacher", "healthy/teacher"}
     assert weights["results"] == {f"seed{n}/{m}" for n in (0, 1) for m in ("student", "teacher")}
+    assert weights["levers"] == weights["transitions"] == {"seed0/student", "seed1/student"}
 
 
 def test_jobs_that_write_the_same_file_come_one_after_the_other():
@@ -61,6 +66,24 @@ def test_jobs_that_write_the_same_file_come_one_after_the_other():
     assert any(len(jobs) > 1 for jobs in writers.values())
     for first, *others in writers.values():
         assert all(first.name in job.needs for job in others)
+
+
+def test_the_number_of_videos_is_as_told():
+    """By the levers' arms at one base, in the small world's sizes."""
+    sigmas = section_sigmas(25, 128, 128, section_frames(9))
+    made, videos = {}, Counter()
+    for job in plan_jobs(FOLDER, [], [], "0,0.3,0.5,0.7,0.8,1", seeds=32):
+        if job.module == "evaluation":
+            plan = evaluation._plan(PARSERS["evaluation"]().parse_args(job.arguments), began=0)
+            folder = job.arguments[0].rsplit("/")[-1]
+            arms = plan_arms(
+                plan.betas, plan.cfg or [5.0], sigmas, plan.controls, plan.levers, plan.combine
+            )
+            known = made.setdefault((folder, plan.label, plan.shift, plan.cfg), set())
+            videos[folder] += len(set(arms) - known) * 8 * plan.seeds
+            known.update(arms)
+    assert videos["levers"] == 11520 + 2048 and videos["transitions"] == 4608
+    assert videos["results"] == pytest.approx(41000, rel=0.02)
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ _TIME_IS_UP = 3
 _LEAST = 20.0
 """Seconds left that a command is begun with."""
 _TRAINING, _EVALUATION = "training.tiny_world", "evaluation"
+_RESULTS = ("results", "levers", "transitions")
+"""Folders of evaluations that people read."""
 _LIMITS = {_TRAINING: ("--minutes", 60.0), _EVALUATION: ("--time-limit", 1.0)}
 """How each command is told its time: an option, and its unit in seconds."""
 
@@ -49,6 +51,10 @@ def plan_jobs(
     folder: Path, training: Sequence[str], evaluation: Sequence[str], betas: str, seeds: int
 ) -> list[Job]:
     """All jobs, those first that others wait for.
+
+    With 32 seeds and two models, `levers` are 11520 videos of low-passes alone (45 arms, 8 actions,
+    half of the seeds) and 2048 of a few with schedules (8 more arms), and `transitions` are 4608 of
+    three sections (9 arms); `results` are about 41000.
 
     Args:
         folder: of the study.
@@ -72,6 +78,8 @@ def plan_jobs(
     kinds = {
         "check": ("--actions=all", "--betas=0", "--no-controls", "--videos=0"),
         "results": (f"--betas={betas}", f"--seeds={seeds}"),
+        "levers": ("--no-controls", f"--seeds={max(seeds // 2, 1)}"),
+        "transitions": ("--no-controls", f"--seeds={seeds}", "--transitions"),
     }
     vae = ("--vae", str(folder / "seed0"))
     scales = ",".join(f"{scale:g}" for scale in SCALES)
@@ -79,6 +87,11 @@ def plan_jobs(
     few, many = f"--seeds={seeds}", f"--seeds={2 * seeds}"
     both = ("seed0", "seed1")
     student = evaluate("check", STUDENT, "seed0/student", many)
+    alone = ("--betas=0", "--low-pass=0.25,0.4,0.625", "--low-pass-frames=start,last,both")
+    alone += ("--low-pass-sigma=0.8,0.9,0.95,0.98", "--history-low-pass=0.5,1")
+    combined = ("--betas=0.5,0.7", "--combine")
+    few_levers = ("--low-pass=0.25,0.625", "--history-low-pass=1")
+    low_passes = [evaluate("levers", seed, f"{seed}/student", *alone) for seed in both]
     return [
         train("seed0", "--until", "vae", name="vae"),
         train("seed0", needs=["vae"]),
@@ -91,6 +104,16 @@ def plan_jobs(
         *(evaluate("results", seed, f"{seed}/student") for seed in both),
         *(evaluate("results", seed, f"{seed}/student", "--shift=7") for seed in both),
         *(evaluate("results", seed, f"{seed}/teacher", "--cfg=6,10") for seed in both),
+        *(
+            evaluate("transitions", seed, f"{seed}/student", *combined, "--prompt-gate=0.5,1")
+            for seed in both
+        ),
+        *low_passes,
+        # After them, for they share a file and those alone, which are not made again.
+        *(
+            evaluate("levers", seed, f"{seed}/student", *combined, *few_levers, after=[job])
+            for seed, job in zip(both, low_passes, strict=True)
+        ),
     ]
 
 
@@ -193,8 +216,9 @@ def main(arguments: list[str] | None = None) -> int:
     if len(done) < len(jobs):
         logger.info("%d of %d are done; the same command goes on", len(done), len(jobs))
         return _TIME_IS_UP
-    write_summary(options.output / "results")
-    logger.info("The results are in %s", options.output / "results" / "summary.md")
+    for name in _RESULTS:
+        write_summary(options.output / name)
+        logger.info("There are results in %s", options.output / name / "summary.md")
     return 0
 
 
