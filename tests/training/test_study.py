@@ -33,6 +33,13 @@ def test_jobs_are_what_the_commands_understand():
             assert ("batch", 64) in options.set, job.name
 
 
+def test_prompts_change_in_miniature_too():
+    for job in plan_jobs(FOLDER, [], ["--steps=1", "--seconds=1"], "0", seeds=1):
+        if job.module == "evaluation":
+            options = PARSERS["evaluation"]().parse_args(job.arguments)
+            assert options.seconds == (3.6 if options.transitions else 1), job.name
+
+
 def test_jobs_come_after_what_they_need_and_have_names_of_their_own():
     jobs = planned()
     names = [job.name for job in jobs]
@@ -69,7 +76,7 @@ def test_jobs_that_write_the_same_file_come_one_after_the_other():
 
 
 def test_the_number_of_videos_is_as_told():
-    """By the levers' arms at one base, in the small world's sizes."""
+    """By the arms at one base, at the small world's noise levels."""
     sigmas = section_sigmas(25, 128, 128, section_frames(9))
     made, videos = {}, Counter()
     for job in plan_jobs(FOLDER, [], [], "0,0.3,0.5,0.7,0.8,1", seeds=32):

@@ -91,6 +91,8 @@ def plan_jobs(
     alone += ("--low-pass-sigma=0.8,0.9,0.95,0.98", "--history-low-pass=0.5,1")
     combined = ("--betas=0.5,0.7", "--combine")
     few_levers = ("--low-pass=0.25,0.625", "--history-low-pass=1")
+    # Three sections even in miniature, whose single second ends before the prompt changes.
+    gates = ("--prompt-gate=0.5,1", "--seconds=3.6")
     low_passes = [evaluate("levers", seed, f"{seed}/student", *alone) for seed in both]
     return [
         train("seed0", "--until", "vae", name="vae"),
@@ -104,10 +106,7 @@ def plan_jobs(
         *(evaluate("results", seed, f"{seed}/student") for seed in both),
         *(evaluate("results", seed, f"{seed}/student", "--shift=7") for seed in both),
         *(evaluate("results", seed, f"{seed}/teacher", "--cfg=6,10") for seed in both),
-        *(
-            evaluate("transitions", seed, f"{seed}/student", *combined, "--prompt-gate=0.5,1")
-            for seed in both
-        ),
+        *(evaluate("transitions", seed, f"{seed}/student", *combined, *gates) for seed in both),
         *low_passes,
         # After them, for they share a file and those alone, which are not made again.
         *(
