@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_the_description_travels_with_the_weights(loaded: Models):
     assert (loaded.name, loaded.resolution, loaded.settings) == ("tiny", 128, SETTINGS)
     assert loaded.notice == NOTICE
     torch.testing.assert_close(loaded.latent_rgb, LATENT_RGB, atol=5e-6, rtol=0)
+
+
+def test_nothing_tells_the_folder_that_a_model_was_trained_in(loaded: Models, tmp_path: Path):
+    components = {c.attribute: getattr(loaded, c.attribute) for c in _components("tiny")}
+    again = tmp_path / "again"
+    networks = {name: copy.deepcopy(component) for name, component in components.items()}
+    save(networks, again, 128, SETTINGS, NOTICE, LATENT_RGB)
+    assert loaded.vae.config["_name_or_path"]
+    for file in again.glob("*/*.json"):
+        assert str(loaded.vae.config["_name_or_path"]) not in file.read_text(), file
 
 
 def test_a_folder_has_a_folder_for_each_component(folder: Path):

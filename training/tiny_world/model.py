@@ -165,6 +165,7 @@ def save(
         if isinstance(component, torch.nn.Module):
             component.to(torch.float16 if name == "vae" else torch.bfloat16)
         component.save_pretrained(folder / name)
+        _forget_origin(folder / name / "config.json")
     description = {
         "resolution": resolution,
         "settings": settings,
@@ -172,6 +173,14 @@ def save(
         "latent_rgb": [[round(x, 5) for x in row] for row in latent_rgb.tolist()],
     }
     (folder / "framepack.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _forget_origin(config: Path) -> None:
+    """diffusers notes the folder that a network was loaded from, which is nobody's business."""
+    if config.exists():
+        known = json.loads(config.read_text())
+        known.pop("_name_or_path", None)
+        config.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
 def _llama_tokenizer(vocabulary: int, captions: list[str]) -> PreTrainedTokenizerFast:
