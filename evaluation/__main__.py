@@ -229,9 +229,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch",
         type=_whole,
-        default=64,
+        default=128,
         metavar="N",
-        help="videos of the small world at once (default: 64). Noise depends on it: stay with it",
+        help="videos of the small world at once (default: 128). Noise depends on it: stay with it",
     )
     parser.add_argument(
         "--videos",

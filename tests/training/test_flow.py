@@ -9,7 +9,6 @@ import torch
 from training.tiny_world.config import MINIATURE_TRAINING
 from training.tiny_world.data import Clips
 from training.tiny_world.flow import (
-    Interrupted,
     Trained,
     _forget_guidance,
     _noisy,
@@ -17,6 +16,7 @@ from training.tiny_world.flow import (
     train_flow,
     velocity,
 )
+from training.tiny_world.loop import Interrupted
 
 CPU = torch.device("cpu")
 CONFIG = MINIATURE_TRAINING

@@ -1,10 +1,15 @@
+import copy
+import math
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from training.tiny_world.config import TrainingConfig
+from training.tiny_world.config import MINIATURE_TRAINING, TrainingConfig
+from training.tiny_world.loop import Interrupted
 from training.tiny_world.model import MINIATURE, build
 from training.tiny_world.vae import (
     _draw,
@@ -12,6 +17,7 @@ from training.tiny_world.vae import (
     fit_latent_rgb,
     normalise_latents,
     preserve_variance,
+    train_vae,
 )
 
 CPU = torch.device("cpu")
@@ -80,3 +86,18 @@ def test_squares_are_around_the_subject():
     in_frame = _draw(replace(_plan(1, CONFIG), crop=None), CPU)["subject"].mean(dim=(1, 2, 3, 4))
     # Four times the share, but for those that reach out of the square or the frame.
     assert (in_square[in_frame > 0] > 2.5 * in_frame[in_frame > 0]).float().mean() > 0.9
+
+
+def test_an_interrupted_training_ends_as_a_whole_one(vae: nn.Module, tmp_path: Path):
+    config = replace(MINIATURE_TRAINING, image_steps=1, crop_steps=1, vae_steps=1)
+    whole, pieces = vae, copy.deepcopy(vae)
+    losses = train_vae(whole, config, CPU, tmp_path / "whole.pt", math.inf)
+    assert losses.keys() == {"pixels", "edges", "kl"}
+
+    over = time.monotonic() - 1
+    for step in range(2):
+        with pytest.raises(Interrupted, match=f"VAE: {step + 1} of 3 steps"):
+            train_vae(pieces, config, CPU, tmp_path / "pieces.pt", over)
+    train_vae(pieces, config, CPU, tmp_path / "pieces.pt", over)
+    for (name, a), b in zip(whole.state_dict().items(), pieces.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name

@@ -19,7 +19,8 @@ from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer
 from training.tiny_world.captions import caption
 from training.tiny_world.config import MINIATURE_TRAINING, TrainingConfig
 from training.tiny_world.data import Clips, clip_frames, encode_clips
-from training.tiny_world.flow import Interrupted, distil_guidance, train_flow
+from training.tiny_world.flow import distil_guidance, train_flow
+from training.tiny_world.loop import Interrupted
 from training.tiny_world.model import build, save
 from training.tiny_world.vae import fit_latent_rgb, normalise_latents, train_vae
 from training.tiny_world.world import render, sample_scene, subject_box, truth
@@ -134,10 +135,12 @@ class Run:
                 "from": self._vae.name
             }
         vae = self._build()["vae"]
-        losses = train_vae(vae, self.config, self._device)
+        checkpoint = self.folder / "vae.pt"
+        losses = train_vae(vae, self.config, self._device, checkpoint, self._deadline)
         quality, latent_rgb = self._finish_vae(vae)
         vae.to(torch.float16).save_pretrained(self.folder / "vae")
         (self.folder / "latent_rgb.json").write_text(json.dumps(latent_rgb.tolist()))
+        checkpoint.unlink(missing_ok=True)
         return {"losses": losses, **quality}
 
     @torch.no_grad()

@@ -1,9 +1,7 @@
 """Stages 2 and 3: the transformer by flow matching, and its guidance by distillation."""
 
-import logging
 import math
 import random
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,9 @@ from diffusers_helper.k_diffusion.wrapper import GUIDANCE_INPUT_SCALE
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.data import Batch, Clips, Text
+from training.tiny_world.loop import take_steps
 from training.tiny_world.optimizer import MatrixOptimizer, matrices_and_vectors
-from training.tiny_world.progress import Progress
-from training.tiny_world.recorded import Recorded, Tensors, made_ahead
-
-logger = logging.getLogger(__name__)
+from training.tiny_world.recorded import Tensors
 
 _TIMESTEP = 1000.0
 """Of sigma 1."""
@@ -154,10 +150,6 @@ class Trained:
         self._optimizer.load(state["optimizer"])
 
 
-class Interrupted(Exception):
-    """Time is up; the next run goes on from the checkpoint."""
-
-
 def _train(
     stage: str,
     steps: int,
@@ -169,23 +161,14 @@ def _train(
     checkpoint: Path,
     deadline: float,
 ) -> float:
-    """Run a stage to its end, from its checkpoint if there is one.
+    """Run a stage, see `take_steps`.
 
     Args:
         inputs: of the number of a step, what `loss` takes.
 
     Returns:
         The last mean loss.
-
-    Raises:
-        Interrupted: at `deadline`, with a checkpoint written.
     """
-    done, mean = 0, math.nan
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        trained.load(saved["trained"])
-        done = saved["done"]
-    progress = Progress(stage, steps, done)
 
     def take(inputs: Tensors) -> Tensors:
         value = loss(inputs)
@@ -193,22 +176,18 @@ def _train(
         trained.step(inputs["share"], inputs["keep"])
         return {"loss": value.detach()}
 
-    def make(step: int) -> Tensors:
+    def make(step: int) -> tuple[Tensors, dict[str, Any]]:
         left = (steps - step) / max(1, config.decay_share * steps)
         share = min(1.0, left, (step + 1) / config.warm_up)
-        return inputs(step) | {
+        made = inputs(step) | {
             "share": torch.tensor(share, device=device),
             "keep": torch.tensor(trained.keep(step), device=device),
         }
+        return made, {}
 
-    recorded = Recorded(take, device)
-    for step, made in enumerate(made_ahead(make, range(done, steps), device), start=done):
-        mean = progress.step(recorded(made)).get("loss", math.nan)
-        if time.monotonic() > deadline and step + 1 < steps:
-            torch.save({"done": step + 1, "trained": trained.state()}, checkpoint)
-            raise Interrupted(f"{stage}: {step + 1} of {steps} steps")
+    losses = take_steps(stage, steps, trained, make, take, device, checkpoint, deadline)
     trained.finish()
-    return mean
+    return losses.get("loss", math.nan)
 
 
 def _noisy(batch: Batch, step: int, config: TrainingConfig) -> Tensors:
@@ -264,7 +243,7 @@ def train_flow(
         The last mean loss.
 
     Raises:
-        Interrupted: see `_train`.
+        Interrupted: see `take_steps`.
     """
     names = ("transformer", "text_encoder", "text_encoder_2", "image_encoder")
     networks = [_ready(components[name], device) for name in names]
@@ -314,7 +293,7 @@ def distil_guidance(
         The last mean loss.
 
     Raises:
-        Interrupted: see `_train`.
+        Interrupted: see `take_steps`.
     """
     teacher = components["transformer"]
     student.load_state_dict(teacher.state_dict())

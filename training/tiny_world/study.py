@@ -63,9 +63,9 @@ def plan_jobs(
         seeds: of each action; twice as many where the model that is shipped is judged.
     """
 
-    def train(output: str, *arguments: str, name: str = "", needs: Sequence[str] = ()) -> Job:
+    def train(output: str, *arguments: str, needs: Sequence[str] = ()) -> Job:
         arguments = (f"--output={folder / output}", *training, *arguments)
-        return Job(name or output, _TRAINING, arguments, tuple(needs))
+        return Job(output, _TRAINING, arguments, tuple(needs))
 
     def evaluate(
         output: str, label: str, weights: str, *arguments: str, after: Sequence[Job] = ()
@@ -81,7 +81,6 @@ def plan_jobs(
         "levers": ("--no-controls", f"--seeds={max(seeds // 2, 1)}"),
         "transitions": ("--no-controls", f"--seeds={seeds}", "--transitions"),
     }
-    vae = ("--vae", str(folder / "seed0"))
     scales = ",".join(f"{scale:g}" for scale in SCALES)
     still = ("--set", "still_share=0", "--until", "flow")
     few, many = f"--seeds={seeds}", f"--seeds={2 * seeds}"
@@ -95,10 +94,9 @@ def plan_jobs(
     gates = ("--prompt-gate=0.5,1", "--seconds=3.6")
     low_passes = [evaluate("levers", seed, f"{seed}/student", *alone) for seed in both]
     return [
-        train("seed0", "--until", "vae", name="vae"),
-        train("seed0", needs=["vae"]),
-        train("seed1", *vae, "--set", "seed=1", needs=["vae"]),
-        train(HEALTHY, *vae, *still, needs=["vae"]),
+        train("seed0"),
+        train("seed1", "--set", "seed=1"),
+        train(HEALTHY, "--vae", str(folder / "seed0"), *still, needs=["seed0"]),
         student,
         evaluate("check", STUDENT, "seed0/student", few, f"--scales={scales}", after=[student]),
         evaluate("check", TEACHER, "seed0/teacher", few, f"--cfg={scales}"),
@@ -138,6 +136,7 @@ def run_jobs(
     waiting = [job for job in jobs if job.name not in done]
     running: dict[Future[int], tuple[Job, int | None]] = {}
     free, failed = list(gpus), []
+    threads = max((os.cpu_count() or 1) // len(gpus), 1)
     with ThreadPoolExecutor(len(gpus)) as pool:
         while True:
             ready = [job for job in waiting if done.issuperset(job.needs)]
@@ -146,7 +145,7 @@ def run_jobs(
                 waiting.remove(job)
                 gpu = free.pop(0)
                 logger.info("%s has begun", job.name)
-                running[pool.submit(_run, job, logs, gpu, deadline)] = job, gpu
+                running[pool.submit(_run, job, logs, gpu, threads, deadline)] = job, gpu
             if not running:
                 break
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
@@ -164,11 +163,12 @@ def run_jobs(
     return done
 
 
-def _run(job: Job, logs: Path, gpu: int | None, deadline: float) -> int:
+def _run(job: Job, logs: Path, gpu: int | None, threads: int, deadline: float) -> int:
     option, unit = _LIMITS[job.module]
     left = max(deadline - time.monotonic(), 0.0) / unit
     limit = [] if math.isinf(left) else [option, f"{left:.2f}"]
-    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
     command = [sys.executable, "-m", job.module, *job.arguments, *limit]
     with (logs / f"{job.name}.txt").open("a") as log:
         return subprocess.run(

@@ -1,9 +1,10 @@
 """Stage 1: the VAE."""
 
-import logging
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,10 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 
 from training.tiny_world.config import TrainingConfig
+from training.tiny_world.loop import take_steps
 from training.tiny_world.optimizer import MatrixOptimizer, matrices_and_vectors
-from training.tiny_world.progress import Progress
-from training.tiny_world.recorded import Recorded, Tensors, made_ahead
+from training.tiny_world.recorded import Tensors
 from training.tiny_world.world import SIZES, Scene, render, sample_scene, subject_box, truth
-
-logger = logging.getLogger(__name__)
 
 _LAST_BEGIN = 48
 """Frame of a scene that a clip may begin with, at most."""
@@ -33,45 +32,65 @@ def preserve_variance(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(layer.bias)
 
 
+class _Trained:
+    """The VAE with its optimizer."""
+
+    def __init__(self, vae: AutoencoderKLHunyuanVideo, config: TrainingConfig) -> None:
+        self._vae = vae
+        self._optimizer = MatrixOptimizer(
+            *matrices_and_vectors([vae]), config.vae_matrix_rate, config.vae_vector_rate
+        )
+        self.step = self._optimizer.step
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs to go on."""
+        return {"vae": self._vae.state_dict(), "optimizer": self._optimizer.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._vae.load_state_dict(state["vae"])
+        self._optimizer.load(state["optimizer"])
+
+
 def train_vae(
-    vae: AutoencoderKLHunyuanVideo, config: TrainingConfig, device: torch.device
+    vae: AutoencoderKLHunyuanVideo,
+    config: TrainingConfig,
+    device: torch.device,
+    checkpoint: Path,
+    deadline: float,
 ) -> dict[str, float]:
     """Train from scratch, in place.
 
     Returns:
         The last losses by name.
+
+    Raises:
+        Interrupted: see `take_steps`.
     """
     generator = torch.Generator("cpu").manual_seed(config.seed)
     preserve_variance(vae, generator)
     vae.to(device).train()
-    optimizer = MatrixOptimizer(
-        *matrices_and_vectors([vae]), config.vae_matrix_rate, config.vae_vector_rate
-    )
+    trained = _Trained(vae, config)
     steps = config.image_steps + config.crop_steps + config.vae_steps
-    progress = Progress("VAE", steps)
 
     def take(inputs: Tensors, first: int) -> Tensors:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             parts = _losses(vae, inputs, first, config)
         sum(parts.values()).backward()
-        optimizer.step(inputs["share"])
+        trained.step(inputs["share"])
         return {name: part.detach() for name, part in parts.items()}
 
-    noise = torch.Generator(device).manual_seed(config.seed)
-
-    def make(step: int) -> tuple[Tensors, int]:
+    def make(step: int) -> tuple[Tensors, dict[str, Any]]:
         plan = _plan(step, config)
         inputs = _draw(plan, device)
         height, width = (side // 8 for side in inputs["pixels"].shape[-2:])
         shape = (len(plan.scenes), vae.config.latent_channels, plan.frames // 4 + 1, height, width)
+        noise = torch.Generator(device).manual_seed(config.seed * 10_000_019 + step)
         inputs["noise"] = torch.randn(shape, generator=noise, device=device)
         inputs["share"] = torch.tensor(_rate_share(step, steps), device=device)
-        return inputs, plan.decoded_from
+        return inputs, {"first": plan.decoded_from}
 
-    recorded = Recorded(take, device)
-    losses: dict[str, float] = {}
-    for inputs, first in made_ahead(make, range(steps), device):
-        losses = progress.step(recorded(inputs, first=first))
+    losses = take_steps("VAE", steps, trained, make, take, device, checkpoint, deadline)
     vae.eval()
     return losses
 
