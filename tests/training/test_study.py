@@ -129,9 +129,19 @@ def test_what_is_done_is_not_done_again(tmp_path, commands):
 def test_every_gpu_has_one_job_at_a_time(tmp_path, commands, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
     jobs = [line("a"), line("b"), line("c", "a", "b")]
-    run_jobs(jobs, tmp_path, [0, 1], math.inf)
+    run_jobs(jobs, tmp_path, ["0", "1"], math.inf)
     notes = dict(note.split(":") for note in commands())
     assert {notes["a"], notes["b"]} == {"0", "1"} and notes["c"] in ("0", "1")
+
+
+def test_only_gpus_that_the_user_shows_are_used(monkeypatch):
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert study._gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert study._gpus() == ["3", "5"]
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 0)
+    assert study._gpus() == [None]
 
 
 def test_nothing_is_begun_when_time_is_up_and_what_ran_out_of_time_is_not_done(tmp_path, commands):

@@ -115,14 +115,14 @@ def plan_jobs(
 
 
 def run_jobs(
-    jobs: Sequence[Job], logs: Path, gpus: Sequence[int | None], deadline: float
+    jobs: Sequence[Job], logs: Path, gpus: Sequence[str | None], deadline: float
 ) -> set[str]:
     """Run those that are not done yet, as many at a time as there are `gpus`.
 
     Args:
         logs: folder of what the commands print, and of marks of what is done.
-        gpus: numbers of those to use, each as often as it is to run jobs at a time; None is the
-            CPU.
+        gpus: those to use, as CUDA_VISIBLE_DEVICES calls them, each as often as it is to run
+            jobs at a time; None is the CPU.
         deadline: by `time.monotonic`.
 
     Returns:
@@ -134,7 +134,7 @@ def run_jobs(
     logs.mkdir(parents=True, exist_ok=True)
     done = {job.name for job in jobs if _mark(logs, job).exists()}
     waiting = [job for job in jobs if job.name not in done]
-    running: dict[Future[int], tuple[Job, int | None]] = {}
+    running: dict[Future[int], tuple[Job, str | None]] = {}
     free, failed = list(gpus), []
     threads = max((os.cpu_count() or 1) // len(gpus), 1)
     with ThreadPoolExecutor(len(gpus)) as pool:
@@ -163,17 +163,25 @@ def run_jobs(
     return done
 
 
-def _run(job: Job, logs: Path, gpu: int | None, threads: int, deadline: float) -> int:
+def _run(job: Job, logs: Path, gpu: str | None, threads: int, deadline: float) -> int:
     option, unit = _LIMITS[job.module]
     left = max(deadline - time.monotonic(), 0.0) / unit
     limit = [] if math.isinf(left) else [option, f"{left:.2f}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     command = [sys.executable, "-m", job.module, *job.arguments, *limit]
     with (logs / f"{job.name}.txt").open("a") as log:
         return subprocess.run(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
         ).returncode
+
+
+def _gpus() -> list[str | None]:
+    """Those there are, as CUDA_VISIBLE_DEVICES calls them; None is the CPU."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(count))
+    return list(names)[:count] or [None]
 
 
 def _mark(logs: Path, job: Job) -> Path:
@@ -204,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
         training.append("--miniature")
         evaluation += ["--steps=1", "--seconds=1"]
     jobs = plan_jobs(options.output, training, evaluation, options.betas, options.seeds)
-    gpus = (list(range(torch.cuda.device_count())) or [None]) * options.at_once
+    gpus = _gpus() * options.at_once
     try:
         done = run_jobs(jobs, options.output / "logs", gpus, deadline)
     except RuntimeError as error:
