@@ -21,6 +21,8 @@ _LAST_BEGIN = 48
 """Frame of a scene that a clip may begin with, at most."""
 _VAE_SEED = 500_000_000
 """Far from those of the transformer's clips."""
+_LEAST_LOGVAR = -30.0
+"""At which diffusers' posterior clips; a deviation of 3e-7."""
 
 
 def preserve_variance(module: nn.Module, generator: torch.Generator) -> None:
@@ -195,7 +197,10 @@ def normalise_latents(
     vae: AutoencoderKLHunyuanVideo, mean: torch.Tensor, std: torch.Tensor
 ) -> None:
     """Fold into the VAE what makes its latents, times its scaling factor, of mean 0 and variance
-    1 in every channel.
+    1 in every channel, and its posterior a point.
+
+    The transformer learns from means, but start images are encoded by a sample: in a channel that
+    the VAE has no use for, its noise is ten times what the transformer knows.
 
     Args:
         mean, std: of the unscaled latents as they are, shape [channels].
@@ -206,7 +211,8 @@ def normalise_latents(
     view = (-1, 1, 1, 1, 1)
     weight[:channels] *= gain.view(view)
     bias[:channels] = (bias[:channels] - mean) * gain
-    bias[channels:] += 2 * gain.log()
+    weight[channels:] = 0
+    bias[channels:] = _LEAST_LOGVAR
     back = vae.post_quant_conv
     back.bias += torch.einsum("oi,i->o", back.weight.flatten(1), mean)
     back.weight /= gain.view(1, -1, 1, 1, 1)
