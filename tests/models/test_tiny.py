@@ -11,12 +11,11 @@ from safetensors import safe_open
 from diffusers_helper.bucket_tools import buckets
 from diffusers_helper.models import Models, loading
 from diffusers_helper.settings import GenerationSettings
-from training.tiny_world.model import MINIATURE, build
+from training.tiny_world.model import ModelConfig, build
 
 FOLDER = Path(loading.__file__).parent / "tiny"
 NETWORKS = ("text_encoder", "text_encoder_2", "image_encoder", "vae", "transformer")
-SIZES = MINIATURE
-"""What is shipped is untrained so far; the trained one has those of `ModelConfig()`."""
+SIZES = ModelConfig()
 TEXTS = ["", "A cat, 2 dogs!", "夕暮れの街", "naïve — 🎬", "tab\tand\nline"]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from evaluation.arms import constant
 from evaluation.rows import FIELDS, Part
-from training.tiny_world.card import HEALTHY, SCALES, STUDENT, TEACHER, figures, write_card
+from training.tiny_world.card import HEALTHY, SCALES, STUDENT, TEACHER, card, figures, write_card
 from training.tiny_world.config import MINIATURE_TRAINING
 from training.tiny_world.model import MINIATURE, build, save
 
@@ -20,7 +20,7 @@ def facts(**vae: float) -> dict[str, Any]:
         "config": asdict(MINIATURE_TRAINING),
         "machine": {"device": "a GPU", "torch": "2"},
         "seconds": {"vae": 1.5, "flow": 20.0, "distil": 3.0},
-        "vae": {"losses": {"pixels": 0.1}, "psnr": 37.0, "subject_psnr": 27.0} | vae,
+        "vae": {"losses": {"pixels": 0.1}, "steps": 5, "psnr": 37.0, "subject_psnr": 27.0} | vae,
         "flow": {"loss": 0.25},
         "distil": {"loss": 0.125},
     }
@@ -110,6 +110,17 @@ def test_without_a_seam_there_is_none_to_measure():
     assert (seam.measured, seam.reached) == ("not measured", False)
 
 
+def test_what_was_not_run_is_not_measured():
+    alone = [row for row in rows() if row["model"] == STUDENT and row["base"] == SCALE]
+    apart, stiller = figures(alone, facts())[6:8]
+    assert (apart.measured, apart.reached) == ("not measured", False)
+    assert (stiller.measured, stiller.reached) == ("not measured, " * 2 + "not measured", False)
+
+    some = [row for row in rows() if row["model"] != TEACHER or row["base"] in (1.0, 4.0)]
+    apart = figures(some, facts())[6]
+    assert (apart.measured, apart.reached) == ("+0.0 at scale 1 (1: +0.0, 4: +0.0)", False)
+
+
 def test_the_worst_action_is_named():
     change = {(STUDENT, SCALE, "up", s): {"happened": 0.0} for s in range(3)}
     assert "(up)" in figures(rows(change), facts())[3].name
@@ -123,10 +134,18 @@ def test_the_card_stands_beside_the_weights(tmp_path):
     components = build(MINIATURE, 0)
     save(components, model, 128, {}, "", torch.zeros(17, 3))
     write_card(training, tmp_path / "check", model)
+    assert (model / "facts.json").read_text() == (training / "facts.json").read_text()
     text = (model / "README.md").read_text()
     count = sum(p.numel() for p in components["vae"].parameters())
     assert f"vae {count / 1e6:.2f}" in text
     assert "In 50% of the clips nothing happens" in text
+    assert "| VAE | 5 | 1.5 | pixels 0.1 |" in text
     assert "| flow matching: the teacher | 3 | 20 | 0.25 |" in text
     assert "| VAE: PSNR of whole frames, dB | at least 36 | 30.5 | **no** |" in text
     assert text.count("| yes |") == 8
+
+
+def test_a_vae_from_elsewhere_is_told():
+    known = facts()
+    known["vae"] |= {"from": "another"}
+    assert "| VAE: taken from another | 5 |  | pixels 0.1 |" in card(known, [], {})

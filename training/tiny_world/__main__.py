@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 
+from diffusers_helper.hunyuan import vae_decode
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 from training.tiny_world.captions import caption
 from training.tiny_world.config import MINIATURE_TRAINING, TrainingConfig
@@ -22,8 +23,8 @@ from training.tiny_world.data import Clips, clip_frames, encode_clips
 from training.tiny_world.flow import distil_guidance, train_flow
 from training.tiny_world.loop import Interrupted
 from training.tiny_world.model import build, save
-from training.tiny_world.vae import fit_latent_rgb, normalise_latents, train_vae
-from training.tiny_world.world import render, sample_scene, subject_box, truth
+from training.tiny_world.vae import fit_latent_rgb, normalise_latents, train_vae, vae_steps
+from training.tiny_world.world import Scene, render, sample_scene, subject_box, truth
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Run:
     Args:
         folder: of the training.
         config: see `TrainingConfig`.
-        vae: folder of a training to take the VAE and the tokenizers from.
+        vae: folder of a training or of a model to take the VAE from.
         deadline: by `time.monotonic`, after which a stage writes its checkpoint and stops.
     """
 
@@ -126,42 +127,50 @@ class Run:
         return components
 
     def _train_vae(self) -> dict[str, Any]:
-        if self._vae is not None:
-            for part in ("vae", "latent_rgb.json"):
-                source = self._vae / part
-                copy = shutil.copytree if source.is_dir() else shutil.copy
-                copy(source, self.folder / part)
-            return json.loads((self._vae / "facts.json").read_text())["vae"] | {
-                "from": self._vae.name
-            }
-        vae = self._build()["vae"]
-        checkpoint = self.folder / "vae.pt"
-        losses = train_vae(vae, self.config, self._device, checkpoint, self._deadline)
-        quality, latent_rgb = self._finish_vae(vae)
-        vae.to(torch.float16).save_pretrained(self.folder / "vae")
+        if self._vae is None:
+            vae = self._build()["vae"]
+            checkpoint = self.folder / "vae.pt"
+            losses = train_vae(vae, self.config, self._device, checkpoint, self._deadline)
+            known = {"losses": losses, "steps": vae_steps(self.config)}
+            mean, std = self._latent_statistics(vae)
+            normalise_latents(vae, mean, std)
+            vae.to(torch.float16).save_pretrained(self.folder / "vae")
+            checkpoint.unlink(missing_ok=True)
+        else:
+            facts = self._vae / "facts.json"
+            known = json.loads(facts.read_text())["vae"] if facts.exists() else {}
+            known["from"] = self._vae.name
+            shutil.copytree(self._vae / "vae", self.folder / "vae", dirs_exist_ok=True)
+        quality, latent_rgb = self._judge_vae(self._load(None)["vae"])
         (self.folder / "latent_rgb.json").write_text(json.dumps(latent_rgb.tolist()))
-        checkpoint.unlink(missing_ok=True)
-        return {"losses": losses, **quality}
+        return known | quality
+
+    def _statistics_scenes(self) -> list[list[Scene]]:
+        """Scenes that are in no training, by those to encode at once."""
+        count = min(_STATISTICS_CLIPS, self.config.clips)
+        last = self.config.unseen_seed - 1
+        scenes = [sample_scene(last - i, size=(128, 128)) for i in range(count)]
+        return [scenes[i : i + 8] for i in range(0, count, 8)]
 
     @torch.no_grad()
-    def _finish_vae(self, vae: AutoencoderKLHunyuanVideo) -> tuple[dict[str, float], torch.Tensor]:
-        """Give the latents their scale; returns PSNR in dB, of whole frames and around subjects,
-        and the preview's colours."""
-        config = self.config
-        count = min(_STATISTICS_CLIPS, config.clips)
-        scenes = [sample_scene(config.unseen_seed - 1 - i, size=(128, 128)) for i in range(count)]
-        frames = clip_frames(1, config.window)
-        groups = [scenes[i : i + 8] for i in range(0, count, 8)]
-        unscaled = torch.cat([encode_clips(vae, g, frames, self._device)[0] for g in groups])
-        unscaled = unscaled / vae.config.scaling_factor
-        dims = (0, 2, 3, 4)
-        normalise_latents(vae, unscaled.mean(dims), unscaled.std(dims))
+    def _latent_statistics(self, vae: AutoencoderKLHunyuanVideo) -> tuple[torch.Tensor, ...]:
+        """Mean and deviation of each channel of unscaled latents."""
+        frames = clip_frames(1, self.config.window)
+        groups = self._statistics_scenes()
+        scaled = torch.cat([encode_clips(vae, g, frames, self._device)[0] for g in groups])
+        latents, dims = scaled / vae.config.scaling_factor, (0, 2, 3, 4)
+        return latents.mean(dims), latents.std(dims)
+
+    @torch.no_grad()
+    def _judge_vae(self, vae: AutoencoderKLHunyuanVideo) -> tuple[dict[str, float], torch.Tensor]:
+        """PSNR in dB, of whole frames and around subjects, and the preview's colours."""
+        frames = clip_frames(1, self.config.window)
         latents, colours, errors, subject_errors = [], [], [], []
-        for group in groups:
+        for group in self._statistics_scenes():
             some, _ = encode_clips(vae, group, frames, self._device)
             values = truth(group, frames)
             pixels = render(group, values, self._device).float() / 255
-            decoded = vae.decode(some / vae.config.scaling_factor, return_dict=False)[0]
+            decoded = vae_decode(some, vae).float()
             decoded = (decoded * 0.5 + 0.5).clamp(0, 1)
             squares = (decoded - pixels).square().mean(dim=1)
             subject = subject_box(group, values).to(squares)
@@ -222,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder of the training")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
     parser.add_argument(
-        "--vae", type=Path, metavar="DIR", help="take the VAE of the training in DIR"
+        "--vae", type=Path, metavar="DIR", help="take the VAE of the training or model in DIR"
     )
     parser.add_argument(
         "--minutes", type=float, default=1e6, help="stop after these, with a checkpoint"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ STUDENT, TEACHER, HEALTHY = "student", "teacher", "healthy"
 by true CFG; and the teacher of a training without the still clips."""
 SCALES = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0)
 """At which student and teacher are compared."""
+_UNMEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def figures(rows: Sequence[Row], facts: dict[str, Any]) -> list[Figure]:
     """The figures that decide whether a training is good.
 
     Args:
-        rows: of an evaluation with the three labels above, beta 0.
+        rows: of an evaluation with the three labels above, beta 0; those of the student at its
+            recommended scale, and more as far as they were made.
         facts: of the training of student and teacher, see `Run.facts`.
     """
     of_model = {
@@ -54,15 +57,6 @@ def figures(rows: Sequence[Row], facts: dict[str, Any]) -> list[Figure]:
     still = _mean([row for row in shipped if row["action"] == "still"], _kept)
     moving = _mean([row for row in shipped if row["action"] != "still"], _kept)
     jump = _mean([row for row in shipped if row["centroid_jump"] is not None], _joined)
-    apart = {
-        scale: 100
-        * (
-            results[STUDENT].mean(constant(scale), "happened").value
-            - results[TEACHER].mean(constant(scale), "happened").value
-        )
-        for scale in SCALES
-    }
-    farthest = max(apart, key=lambda scale: abs(apart[scale]))
     frozen = {
         label: _mean(
             [row for row in some if row["arm"] == "constant 1" and row["action"] != "still"],
@@ -78,26 +72,14 @@ def figures(rows: Sequence[Row], facts: dict[str, Any]) -> list[Figure]:
         _at_least(f"the same, of the worst action ({worst}), %", 70, 100 * by_action[worst]),
         _share("Shape and colour kept in every tenth frame, still clips", 95, still),
         _share("the same, moving clips", 85, moving),
-        Figure(
-            "Student's success minus teacher's with true CFG, at worst, in points",
-            "5 either way",
-            f"{apart[farthest]:+.1f} at scale {farthest:g} ("
-            + ", ".join(f"{scale:g}: {gap:+.1f}" for scale, gap in apart.items())
-            + ")",
-            abs(apart[farthest]) <= 5,
-        ),
-        Figure(
-            "Frozen at scale 1 though told to move, %: student, its teacher, a healthy teacher",
-            "more than the healthy",
-            ", ".join(_percent(frozen[label]) for label in (STUDENT, TEACHER, HEALTHY)),
-            frozen[STUDENT].low > frozen[HEALTHY].high,
-        ),
+        _apart(results[STUDENT], results[TEACHER]),
+        _stiller(frozen),
         _share("Subject's step at the seam within the 95th percentile of the others", 50, jump),
     ]
 
 
 def write_card(training: Path, evaluation: Path, model: Path) -> None:
-    """Write README.md of a model.
+    """Write README.md of a model, and put the training's facts beside it.
 
     Args:
         training: folder of the training.
@@ -107,6 +89,7 @@ def write_card(training: Path, evaluation: Path, model: Path) -> None:
     facts = json.loads((training / "facts.json").read_text())
     text = card(facts, figures(read_rows(evaluation), facts), _parameters(model))
     (model / "README.md").write_text(text, encoding="utf-8")
+    shutil.copy(training / "facts.json", model)
 
 
 def card(facts: dict[str, Any], reached: Sequence[Figure], parameters: dict[str, int]) -> str:
@@ -118,10 +101,8 @@ def card(facts: dict[str, Any], reached: Sequence[Figure], parameters: dict[str,
         parameters: of each network.
     """
     config, machine = facts["config"], facts["machine"]
-    vae_steps = config["image_steps"] + config["crop_steps"] + config["vae_steps"]
-    vae_losses = ", ".join(f"{name} {loss:.4g}" for name, loss in facts["vae"]["losses"].items())
     stages = _table(
-        ("VAE", f"{vae_steps:,}", facts["seconds"]["vae"], vae_losses),
+        _vae_stage(facts),
         *(
             (title, f"{config[f'{name}_steps']:,}", facts["seconds"][name], facts[name]["loss"])
             for name, title in (
@@ -176,6 +157,14 @@ its data, which says nothing about where the real model's comes from.
 """
 
 
+def _vae_stage(facts: dict[str, Any]) -> tuple[Any, ...]:
+    vae = facts["vae"]
+    losses = ", ".join(f"{name} {loss:.4g}" for name, loss in vae.get("losses", {}).items())
+    if "from" in vae:
+        return f"VAE: taken from {vae['from']}", vae.get("steps", ""), "", losses
+    return "VAE", f"{vae['steps']:,}", facts["seconds"]["vae"], losses
+
+
 def _table(*rows: Sequence[Any]) -> str:
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
 
@@ -210,8 +199,39 @@ def _joined(row: Row) -> bool:
 def _share(name: str, target: float, share: Estimate | None) -> Figure:
     name, target_text = f"{name}, %", f"at least {target:g}"
     if share is None:
-        return Figure(name, target_text, "not measured", False)
+        return Figure(name, target_text, _UNMEASURED, False)
     return Figure(name, target_text, _percent(share), 100 * share.value >= target)
+
+
+def _apart(student: Results, teacher: Results) -> Figure:
+    name = "Student's success minus teacher's with true CFG, at worst, in points"
+    both = {
+        scale: [of.mean(constant(scale), "happened") for of in (student, teacher)]
+        for scale in SCALES
+    }
+    apart = {
+        scale: 100 * (ours.value - theirs.value)
+        for scale, (ours, theirs) in both.items()
+        if ours and theirs
+    }
+    if not apart:
+        return Figure(name, "5 either way", _UNMEASURED, False)
+    farthest = max(apart, key=lambda scale: abs(apart[scale]))
+    each = ", ".join(f"{scale:g}: {gap:+.1f}" for scale, gap in apart.items())
+    whole = len(apart) == len(SCALES)
+    measured = f"{apart[farthest]:+.1f} at scale {farthest:g} ({each})"
+    return Figure(name, "5 either way", measured, whole and abs(apart[farthest]) <= 5)
+
+
+def _stiller(frozen: dict[str, Estimate | None]) -> Figure:
+    of_all = ", ".join(_percent(share) if share else _UNMEASURED for share in frozen.values())
+    student, healthy = frozen[STUDENT], frozen[HEALTHY]
+    return Figure(
+        "Frozen at scale 1 though told to move, %: student, its teacher, a healthy teacher",
+        "more than the healthy",
+        of_all,
+        bool(student and healthy) and student.low > healthy.high,
+    )
 
 
 def _at_least(name: str, target: float, value: float) -> Figure:

@@ -96,7 +96,8 @@ def plan_jobs(
     return [
         train("seed0"),
         train("seed1", "--set", "seed=1"),
-        train(HEALTHY, "--vae", str(folder / "seed0"), *still, needs=["seed0"]),
+        # Last, the VAE that its twin has, whatever all have.
+        train(HEALTHY, *still, "--vae", str(folder / "seed0"), needs=["seed0"]),
         student,
         evaluate("check", STUDENT, "seed0/student", few, f"--scales={scales}", after=[student]),
         evaluate("check", TEACHER, "seed0/teacher", few, f"--cfg={scales}"),
@@ -208,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     training = [word for setting in options.set for word in ("--set", setting)]
     evaluation = []
+    if options.vae is not None:
+        training += ["--vae", str(options.vae)]
     if options.miniature:
         training.append("--miniature")
         evaluation += ["--steps=1", "--seconds=1"]
@@ -253,6 +256,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--betas", default="0,0.3,0.5,0.7,0.8,1", help="(default: 0,0.3,0.5,0.7,0.8,1)"
+    )
+    parser.add_argument(
+        "--vae", type=Path, metavar="DIR", help="of all trainings; default: each trains its own"
     )
     parser.add_argument(
         "--set",

@@ -54,6 +54,11 @@ class _Trained:
         self._optimizer.load(state["optimizer"])
 
 
+def vae_steps(config: TrainingConfig) -> int:
+    """Of all kinds of batches."""
+    return config.image_steps + config.crop_steps + config.vae_steps
+
+
 def train_vae(
     vae: AutoencoderKLHunyuanVideo,
     config: TrainingConfig,
@@ -73,7 +78,7 @@ def train_vae(
     preserve_variance(vae, generator)
     vae.to(device).train()
     trained = _Trained(vae, config)
-    steps = config.image_steps + config.crop_steps + config.vae_steps
+    steps = vae_steps(config)
 
     def take(inputs: Tensors, first: int) -> Tensors:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
