@@ -248,6 +248,7 @@ def train_flow(
     names = ("transformer", "text_encoder", "text_encoder_2", "image_encoder")
     networks = [_ready(components[name], device) for name in names]
     transformer = components["transformer"]
+    _fuse(transformer)
     text = Text(components, device)
     nothing = clips.no_caption()
 
@@ -301,6 +302,8 @@ def distil_guidance(
         _ready(components[name], device).requires_grad_(False)
     _ready(student, device)
     _forget_guidance(student)
+    _fuse(teacher)
+    _fuse(student)
     text = Text(components, device)
     nothing = clips.no_caption()
     low, high = map(math.log, config.scale_range)
@@ -346,6 +349,13 @@ def distil_guidance(
 def _ready(network: nn.Module, device: torch.device) -> nn.Module:
     network.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     return network.train()
+
+
+def _fuse(transformer: HunyuanVideoTransformer3DModelPacked) -> None:
+    """Compile its blocks, once for all lengths and sizes, where that takes seconds: on a GPU."""
+    if transformer.device.type == "cuda":
+        for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+            block.compile(dynamic=True)
 
 
 def _look(encoder: nn.Module, thumbnails: torch.Tensor) -> torch.Tensor:
