@@ -8,8 +8,9 @@ import torch
 from diffusers_helper.k_diffusion.low_pass import HISTORY
 
 THRESHOLD = 0.02
-"""Cosine distance beyond which a prompt counts as another. A guess, not measured on a trained CLIP:
-low, since who writes a time means a change, and long prompts that differ in a word are close."""
+"""Cosine distance beyond which a prompt counts as another. It parts actions from wordings of one
+action in the small model's CLIP; of the real one it is a guess, low since who writes a time means a
+change, and long prompts that differ in a word are close."""
 
 
 def section_gates(pooled: Sequence[torch.Tensor], strength: float) -> list[torch.Tensor]:

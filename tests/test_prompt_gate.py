@@ -1,10 +1,17 @@
+from itertools import combinations
+
 import pytest
 import torch
 
 from diffusers_helper import prompt_gate
+from diffusers_helper.hunyuan import encode_prompt_conds
 from diffusers_helper.k_diffusion.low_pass import HISTORY
+from diffusers_helper.models import Models
 from diffusers_helper.prompt_gate import THRESHOLD, section_gates, weakened
 from diffusers_helper.sections import LatentHistory, SectionOrder, plan_sections
+from training.tiny_world.captions import caption
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.world import sample_scene
 
 
 def pooled(*distances: float) -> torch.Tensor:
@@ -30,6 +37,23 @@ A, B = pooled(0.0), pooled(0.7)
 def test_a_gate_is_whole_at_a_change_and_half_after_it(prompts, gates):
     made = section_gates(prompts, 0.8)
     assert [gate.tolist() for gate in made] == [pytest.approx([gate]) for gate in gates]
+
+
+def test_the_small_models_clip_tells_another_action_from_another_wording(tiny: Models):
+    def told(action: str, seed: int, wording: int) -> torch.Tensor:
+        encoders = (tiny.text_encoder, tiny.text_encoder_2, tiny.tokenizer, tiny.tokenizer_2)
+        text = caption(sample_scene(TrainingConfig.unseen_seed + seed, action), wording)
+        return encode_prompt_conds(text, *encoders)[1]
+
+    def changes(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        before, after = (torch.cat(side) for side in zip(*pairs, strict=True))
+        return section_gates([before, after], 1.0)[1].mean().item()
+
+    actions = ("still", "left", "fade", "leave", "night")
+    reworded = [(told(a, s, 0), told(a, s, 1)) for s in range(8) for a in actions]
+    other = [(told(a, s, 0), told(b, s, 0)) for s in range(4) for a, b in combinations(actions, 2)]
+    assert changes(reworded) <= 0.1
+    assert changes(other) >= 0.9
 
 
 def test_a_change_is_what_is_beyond_the_threshold():

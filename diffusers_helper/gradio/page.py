@@ -30,7 +30,7 @@ _TINY_EXAMPLES = (
     ("world/person.png", "The person gradually fades away and disappears"),
     ("world/walker.png", "The person walks out of the frame to the right"),
     ("world/day.png", "The scene turns from day to night"),
-    ("world/star.png", "The star spins around"),
+    ("world/star.png", "The star jumps up and down"),
 )
 """The tiny model knows only what `training.tiny_world` draws; with the first of them it opens."""
 INPUT_NAMES = ("input_image", *(f.name for f in fields(GenerationSettings)))

@@ -453,7 +453,7 @@ def test_the_quick_list_fills_the_prompt(visitor: Visitor):
     for text in (
         "The person walks out of the frame to the right",
         "The scene turns from day to night",
-        "The star spins around",
+        "The star jumps up and down",
         "The person gradually fades away and disappears",
     ):
         visitor.page.get_by_role("button", name=text).click()
@@ -463,7 +463,7 @@ def test_the_quick_list_fills_the_prompt(visitor: Visitor):
 def test_an_example_fills_image_and_prompt(visitor: Visitor):
     examples = visitor.page.locator(".gallery-item img")
     expect(examples).to_have_count(4)
-    for file, prompt in (("star.png", "The star spins"), ("person.png", "The person")):
+    for file, prompt in (("star.png", "The star jumps"), ("person.png", "The person")):
         visitor.page.locator(f'.gallery-item img[src$="{file}"]').click()
         expect(visitor.image).to_have_attribute("src", re.compile(f"{file}$"))
         expect(visitor.prompt).to_have_value(re.compile(prompt))

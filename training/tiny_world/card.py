@@ -143,7 +143,8 @@ On {machine["device"]}, PyTorch {machine["torch"]}. Losses are means over the la
 ## Figures
 
 Unseen scenes, beta 0, 25 steps, TeaCache off, guidance scale {config["recommended_scale"]:g} where
-none is named. What happened is measured from the pixels. In brackets: 95 % bootstrap intervals.
+none is named. What happened is measured from the pixels. In brackets: 95 % bootstrap intervals;
+"of" how many videos.
 
 | | to be | is | reached |
 |---|---|---|---|
@@ -200,7 +201,8 @@ def _share(name: str, target: float, share: Estimate | None) -> Figure:
     name, target_text = f"{name}, %", f"at least {target:g}"
     if share is None:
         return Figure(name, target_text, _UNMEASURED, False)
-    return Figure(name, target_text, _percent(share), 100 * share.value >= target)
+    measured = f"{_percent(share)} of {share.videos}"
+    return Figure(name, target_text, measured, 100 * share.value >= target)
 
 
 def _apart(student: Results, teacher: Results) -> Figure:
@@ -225,6 +227,7 @@ def _apart(student: Results, teacher: Results) -> Figure:
 
 def _stiller(frozen: dict[str, Estimate | None]) -> Figure:
     of_all = ", ".join(_percent(share) if share else _UNMEASURED for share in frozen.values())
+    of_all = of_all if any(frozen.values()) else _UNMEASURED
     student, healthy = frozen[STUDENT], frozen[HEALTHY]
     return Figure(
         "Frozen at scale 1 though told to move, %: student, its teacher, a healthy teacher",

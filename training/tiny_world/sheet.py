@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m training.tiny_world.sheet",
         description="Draw an unseen clip of every action: as the world has it, or by a model.",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="PNG")
+    parser.add_argument("--output", type=Path, required=True, metavar="IMAGE")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="folder of a model")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     options = parser.parse_args(arguments)
