@@ -1,3 +1,4 @@
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from diffusers_helper.hunyuan import encode_prompt_conds
 from training.tiny_world.captions import caption
 from training.tiny_world.config import MINIATURE_TRAINING
-from training.tiny_world.data import Clips, Text
+from training.tiny_world.data import Clips, Draws, Text
 from training.tiny_world.world import sample_scene
 
 CPU = torch.device("cpu")
@@ -82,3 +83,33 @@ def test_clips_are_kept(clips: Clips, untrained: dict, tmp_path: Path):
     torch.save(clips._groups, file)
     again = Clips(untrained, MINIATURE_TRAINING, CPU, file)
     assert torch.equal(again.batch(5).target, clips.batch(5).target)
+
+
+def test_what_is_drawn_less_often_weighs_more():
+    captions = {5: [(0, [], []), (1, [], []), (2, [], [])], 7: [(1, [], []), (3, [], [])]}
+    quiet = [True, False, True, True]
+    draws, rng = Draws(captions, quiet, 0.25), random.Random(0)
+    seen = {clip: [] for clip in range(4)}
+    for _ in range(3000):
+        chosen, weights = draws.draw(rng, 4)
+        for (clip, _, _), weight in zip(chosen, weights, strict=True):
+            seen[clip].append(weight)
+    drawn = sum(map(len, seen.values()))
+    # Chances of 1/4 and 1, over five captions of which two are of a clip that moves.
+    assert len(seen[1]) / drawn == pytest.approx(2 / 2.75, abs=0.02)
+    assert set(seen[1]) == {0.55} and set(seen[0]) == {2.2}
+    for clip, share in enumerate((0.2, 0.4, 0.2, 0.2)):
+        assert sum(seen[clip]) / drawn == pytest.approx(share, abs=0.02)
+
+
+def test_clips_in_which_nothing_happens_are_known(untrained: dict, tmp_path: Path):
+    config = replace(MINIATURE_TRAINING, still_share=0.5, late_share=0.0, clips=16)
+    clips = Clips(untrained, config, CPU, tmp_path / "clips.pt")
+    known = [is_quiet for group in clips._groups for is_quiet in group.quiet]
+    seen = [
+        torch.equal(latents[:, -1], latents[:, 1])
+        for group in clips._groups
+        for latents in group.latents
+    ]
+    assert known == seen
+    assert set(seen) == {True, False}

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ class Batch:
     llama: torch.Tensor
     clip: torch.Tensor
     """Tokens, shape [batch, tokens]."""
+    weight: torch.Tensor
+    """Of each section in the loss, shape [batch]; 1 on average."""
+
+
+_Caption = tuple[int, list[int], list[int]]
+"""Clip, Llama's tokens, CLIP's tokens."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,39 @@ class _Group:
     latents: torch.Tensor
     """Shape [clips, 16, latent frames, height, width]."""
     thumbnails: torch.Tensor
-    captions: dict[bool, dict[int, list[tuple[int, list[int], list[int]]]]]
-    """For first sections (True) and for later ones, of each length: clip, Llama's tokens, CLIP's
-    tokens."""
+    quiet: list[bool]
+    """Of each clip, whether nothing happens in it."""
+    captions: dict[bool, dict[int, list[_Caption]]]
+    """For first sections (True) and for later ones, by the number of Llama's tokens."""
+
+
+class Draws:
+    """Draws captions of one length, so that a batch needs no padding.
+
+    Args:
+        captions: by length.
+        quiet: see `_Group`.
+        quiet_drawn: see `TrainingConfig`.
+    """
+
+    def __init__(
+        self, captions: dict[int, list[_Caption]], quiet: Sequence[bool], quiet_drawn: float
+    ) -> None:
+        self._captions = captions
+        self._chances = {
+            length: [quiet_drawn if quiet[clip] else 1.0 for clip, _, _ in some]
+            for length, some in captions.items()
+        }
+        self._totals = [sum(some) for some in self._chances.values()]
+        self._mean = sum(self._totals) / sum(map(len, captions.values()))
+
+    def draw(self, rng: random.Random, count: int) -> tuple[list[_Caption], list[float]]:
+        """Captions, and how much each must weigh for means to be as if all were as likely."""
+        length = rng.choices(list(self._captions), self._totals)[0]
+        chances = self._chances[length]
+        drawn = rng.choices(range(len(chances)), chances, k=count)
+        some = self._captions[length]
+        return [some[i] for i in drawn], [self._mean / chances[i] for i in drawn]
 
 
 class Clips:
@@ -99,18 +136,29 @@ class Clips:
         if file.exists():
             # Our own file, and more than tensors.
             self._groups = torch.load(file, device, weights_only=False)
-            return
+        else:
+            self._groups = self._encode_all(components)
+            torch.save(self._groups, file)
+        self._draws = [
+            {
+                is_first: Draws(by_length, group.quiet, config.quiet_drawn)
+                for is_first, by_length in group.captions.items()
+            }
+            for group in self._groups
+        ]
+
+    def _encode_all(self, components: dict[str, Any]) -> list[_Group]:
+        config = self._config
         rng = random.Random(config.seed)
         kinds: dict[tuple, list[int]] = defaultdict(list)
         for _ in range(config.clips):
             size = rng.choices(SIZES, (3, 1, 1))[0]
             sections = 3 if rng.random() < config.long_share else 2
             kinds[size, sections].append(rng.randrange(config.unseen_seed))
-        self._groups = [
+        return [
             self._encode(size, sections, seeds, components)
             for (size, sections), seeds in sorted(kinds.items())
         ]
-        torch.save(self._groups, file)
 
     @torch.no_grad()
     def _encode(
@@ -143,13 +191,15 @@ class Clips:
                 for llama, clip in self._text.tokens(wordings):
                     captions[is_first][len(llama)].append((i, llama, clip))
         logger.info("Encoded %d clips of %d sections at %s", len(scenes), sections, size)
-        return _Group(sections, torch.cat(latents), torch.cat(thumbnails), captions)
+        quiet = [not scene.happens or scene.action == "still" for scene in scenes]
+        return _Group(sections, torch.cat(latents), torch.cat(thumbnails), quiet, captions)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: always the same for the same step."""
         config = self._config
         rng = random.Random(f"{config.seed} {step}")
-        group = rng.choices(self._groups, [len(g.latents) for g in self._groups])[0]
+        number = rng.choices(range(len(self._groups)), [len(g.latents) for g in self._groups])[0]
+        group = self._groups[number]
         forward = rng.random() < config.forward_share
         order = SectionOrder.FORWARD if forward else SectionOrder.INVERTED
         count = group.sections
@@ -158,10 +208,7 @@ class Clips:
         sections = plan_sections(order, count * config.window * LATENT_FRAME / FPS, config.window)
         now = rng.choice(sections)
 
-        by_length = group.captions[now.start == 0]
-        lengths = list(by_length)
-        length = rng.choices(lengths, [len(by_length[n]) for n in lengths])[0]
-        chosen = rng.choices(by_length[length], k=config.batch)
+        chosen, weights = self._draws[number][now.start == 0].draw(rng, config.batch)
         clips = self._index([clip for clip, _, _ in chosen])
         latents = group.latents[clips]
         history = LatentHistory(order, config.window, latents[:, :, :1])
@@ -173,6 +220,7 @@ class Clips:
             thumbnails=group.thumbnails[clips],
             llama=self._index([llama for _, llama, _ in chosen]),
             clip=self._index([clip for _, _, clip in chosen]),
+            weight=torch.tensor(weights, device=self._device),
         )
 
     def no_caption(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -224,6 +224,7 @@ def _noisy(batch: Batch, step: int, config: TrainingConfig) -> Tensors:
         "sigma": sigma,
         "velocity": noise - target,
         "thumbnails": batch.thumbnails,
+        "weight": batch.weight,
         **context,
     }
 
@@ -263,7 +264,8 @@ def train_flow(
         image = _look(components["image_encoder"], inputs["thumbnails"])
         one = torch.ones_like(inputs["sigma"])
         guess = velocity(transformer, inputs, words, pooled, image, one)
-        return (guess - inputs["velocity"]).square().mean()
+        error = (guess - inputs["velocity"]).square().mean(dim=(1, 2, 3, 4))
+        return (inputs["weight"] * error).mean()
 
     return _train(
         "Flow matching",
@@ -331,7 +333,7 @@ def distil_guidance(
         guess = velocity(student, inputs, *conditions, image, scale)
         # What guidance adds grows with the scale; low scales are to be as right as high ones.
         error = (guess - target).square().mean(dim=(1, 2, 3, 4))
-        return (error / scale).mean()
+        return (inputs["weight"] * error / scale).mean()
 
     return _train(
         "Guidance distillation",
