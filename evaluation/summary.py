@@ -81,15 +81,17 @@ def markdown(results: dict[str, Results], plots: Sequence[str]) -> str:
         lines += [f"## {setting}", "", f"Models: {models}."]
         lines.append(_PREFACE_OF_CHANGES if "stf" in its_results.metrics else "")
         schedules = its_results.of_kind("schedule", "reversed")
-        lines += ["### Schedules against constants", "", *_compared(its_results, schedules), ""]
-        if with_levers := its_results.with_levers:
-            lines += ["### Levers against none", "", *_compared(its_results, with_levers), ""]
-        if len(its_results.actions) > 1:
-            title = _SHOWN[its_results.outcome][0]
-            lines += [f"### Every caption by itself: {title}, schedule minus control", ""]
-            lines += [*_captions(its_results), ""]
-        lines += ["### All cases: every metric, minus control", "", *_differences(its_results), ""]
-        lines += ["### All cases: means", "", *_means(its_results), ""]
+        captions = f"Every caption by itself: {_SHOWN[its_results.outcome][0]}"
+        tables = {
+            "Schedules against constants": _compared(its_results, schedules),
+            "Levers against none": _compared(its_results, its_results.with_levers),
+            captions + ", schedule minus control" * bool(schedules): _captions(its_results),
+            "All cases: every metric, minus control": _differences(its_results),
+            "All cases: means": _means(its_results),
+        }
+        for title, table in tables.items():
+            if len(table) > 2:  # titles and the line below them
+                lines += [f"### {title}", "", *table, ""]
     return "\n".join(lines)
 
 
@@ -123,8 +125,9 @@ def _compared(results: Results, compared: Sequence[Arm]) -> list[str]:
 def _captions(results: Results) -> list[str]:
     outcome, schedules = results.outcome, results.of_kind("schedule")
     baselines = list(dict.fromkeys(arm.baseline for arm in schedules))
+    baselines = baselines or results.of_kind("constant")
     rows = [["caption", *(arm.name for arm in [*baselines, *schedules])]]
-    for action in results.actions:
+    for action in results.actions if len(results.actions) > 1 else ():
         means = [_number(results.mean(arm, outcome, action), outcome) for arm in baselines]
         compared = [results.against(arm, arm.control, outcome, action) for arm in schedules]
         rows.append([action, *means, *(_against(estimate, outcome) for estimate in compared)])

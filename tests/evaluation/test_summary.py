@@ -66,6 +66,20 @@ def test_tables_tell_the_comparisons(folder, no_plots):
     assert "| 100 [100, 100] |" in line(folder, "All cases: means", "constant 3 ")
 
 
+def test_without_schedules_there_are_means_only(tmp_path, no_plots):
+    constants = [row for row in rows(MODELS, ("fade", "leave")) if row["arm"] == "constant 6"]
+    Part(tmp_path / "parts" / "0.csv").append(constants)
+    write_summary(tmp_path)
+    titles = [
+        title.strip("# ")
+        for title in (tmp_path / "summary.md").read_text().splitlines()
+        if title.startswith("###")
+    ]
+    assert titles == ["Every caption by itself: happened, %", "All cases: means"]
+    assert line(tmp_path, "Every caption by itself", "caption") == "| caption | constant 6 |"
+    assert line(tmp_path, "Every caption by itself", "fade ").count("[") == 1
+
+
 def test_low_passes_have_a_table_of_their_own(folder, no_plots):
     write_summary(folder)
     assert "### Levers" not in (folder / "summary.md").read_text()

@@ -73,7 +73,7 @@ def plan_jobs(
         of = (f"--output={folder / output}", f"--label={label}", f"--weights={folder / weights}")
         name = " ".join([output, label, *(a.strip("-") for a in arguments)])
         needs = (weights.split("/")[0], *(job.name for job in after))
-        return Job(name, _EVALUATION, (*of, *kinds[output], *evaluation, *arguments), needs)
+        return Job(name, _EVALUATION, (*of, *evaluation, *kinds[output], *arguments), needs)
 
     kinds = {
         "check": ("--actions=all", "--betas=0", "--no-controls", "--videos=0"),
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     deadline = time.monotonic() + 60 * options.minutes
     training = [word for setting in options.set for word in ("--set", setting)]
-    evaluation = []
+    evaluation = [f"--videos={options.videos}"]
     if options.vae is not None:
         training += ["--vae", str(options.vae)]
     if options.miniature:
@@ -245,6 +245,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds", type=_scenes, default=32, help="scenes of each action (default: 32)"
+    )
+    parser.add_argument(
+        "--videos",
+        type=int,
+        default=2,
+        metavar="N",
+        help="scenes of each action whose videos are kept (default: 2)",
     )
     parser.add_argument(
         "--at-once",
