@@ -226,13 +226,12 @@ def _apart(student: Results, teacher: Results) -> Figure:
 
 
 def _stiller(frozen: dict[str, Estimate | None]) -> Figure:
-    of_all = ", ".join(_percent(share) if share else _UNMEASURED for share in frozen.values())
-    of_all = of_all if any(frozen.values()) else _UNMEASURED
+    each = [_percent(share) if share else _UNMEASURED for share in frozen.values()]
     student, healthy = frozen[STUDENT], frozen[HEALTHY]
     return Figure(
         "Frozen at scale 1 though told to move, %: student, its teacher, a healthy teacher",
         "more than the healthy",
-        of_all,
+        ", ".join(each) if any(frozen.values()) else _UNMEASURED,
         bool(student and healthy) and student.low > healthy.high,
     )
 

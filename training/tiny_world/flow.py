@@ -354,7 +354,7 @@ def _ready(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _fuse(transformer: HunyuanVideoTransformer3DModelPacked) -> None:
-    """Compile its blocks, once for all lengths and sizes, where that takes seconds: on a GPU."""
+    """On a GPU, compile its blocks, once for all lengths and sizes."""
     if transformer.device.type == "cuda":
         for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
             block.compile(dynamic=True)

@@ -15,7 +15,7 @@ class Interrupted(Exception):
     """Time is up; the next run goes on from the checkpoint."""
 
 
-class Trained(Protocol):
+class Resumable(Protocol):
     """What the steps change."""
 
     def state(self) -> Any:
@@ -28,7 +28,7 @@ class Trained(Protocol):
 def take_steps(
     stage: str,
     steps: int,
-    trained: Trained,
+    trained: Resumable,
     make: Callable[[int], tuple[Tensors, dict[str, Any]]],
     take: Callable[..., Tensors],
     device: torch.device,
