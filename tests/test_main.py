@@ -337,6 +337,15 @@ def test_a_wrong_call_is_a_usage_error(
     assert told in line
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As at a terminal; what a shell runs in the background ignores interrupts from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_what_is_finished(
     run: Callable, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -361,6 +370,7 @@ def test_an_interrupt_keeps_what_is_finished(
     assert "Traceback" not in told.err
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_before_a_section_is_finished_promises_nothing(
     run: Callable, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
