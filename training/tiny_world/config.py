@@ -53,6 +53,9 @@ class TrainingConfig:
     ema: float = 0.999
     drop_caption: float = 0.1
     shift_range: tuple[float, float] = (1.7, 7.0)
+    flow_subject_weight: float = 4.0
+    """Of the latents around the subject in the start image, in the transformer's loss; the others
+    weigh 1. Where it is later must not matter: what weighs more would be seen too often."""
     forward_share: float = 0.6
     """Of batches in FramePack-F1's order of sections; the others have FramePack's."""
     history_noise: float = 0.1

@@ -16,7 +16,7 @@ from diffusers_helper.pipelines.k_diffusion_hunyuan import LATENT_FRAME
 from diffusers_helper.sections import FPS, LatentHistory, Section, SectionOrder, plan_sections
 from training.tiny_world.captions import caption
 from training.tiny_world.config import TrainingConfig
-from training.tiny_world.world import SIZES, Scene, render, sample_scene, truth
+from training.tiny_world.world import SIZES, Scene, render, sample_scene, subject_box, truth
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Batch:
     clip: torch.Tensor
     """Tokens, shape [batch, tokens]."""
     weight: torch.Tensor
-    """Of each section in the loss, shape [batch]; 1 on average."""
+    """Of each place in the loss, shape [batch, 1, 1, height, width]; 1 on average."""
 
 
 _Caption = tuple[int, list[int], list[int]]
@@ -82,6 +82,8 @@ class _Group:
     latents: torch.Tensor
     """Shape [clips, 16, latent frames, height, width]."""
     thumbnails: torch.Tensor
+    weights: torch.Tensor
+    """Of each place in the loss, shape [clips, 1, 1, height, width]; 1 on average of each clip."""
     quiet: list[bool]
     """Of each clip, whether nothing happens in it."""
     captions: dict[bool, dict[int, list[_Caption]]]
@@ -174,7 +176,7 @@ class Clips:
             for seed, is_late in zip(seeds, late, strict=True)
         ]
         side = config.model.image_side
-        latents, thumbnails = [], []
+        latents, thumbnails, weights = [], [], []
         for i in range(0, len(scenes), _ENCODED_AT_ONCE):
             some = scenes[i : i + _ENCODED_AT_ONCE]
             encoded, first = encode_clips(
@@ -183,6 +185,7 @@ class Clips:
             latents.append(encoded)
             small = F.interpolate(first, (side, side), mode="bicubic", antialias=True)
             thumbnails.append(small.clamp(-1, 1).to(encoded.dtype))
+            weights.append(_weights(some, config.flow_subject_weight, encoded))
         captions = {True: defaultdict(list), False: defaultdict(list)}
         for i, (scene, is_late) in enumerate(zip(scenes, late, strict=True)):
             told = {False: scene, True: replace(scene, action="still") if is_late else scene}
@@ -192,7 +195,8 @@ class Clips:
                     captions[is_first][len(llama)].append((i, llama, clip))
         logger.info("Encoded %d clips of %d sections at %s", len(scenes), sections, size)
         quiet = [not scene.happens or scene.action == "still" for scene in scenes]
-        return _Group(sections, torch.cat(latents), torch.cat(thumbnails), quiet, captions)
+        tensors = torch.cat(latents), torch.cat(thumbnails), torch.cat(weights)
+        return _Group(sections, *tensors, quiet, captions)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: always the same for the same step."""
@@ -220,7 +224,8 @@ class Clips:
             thumbnails=group.thumbnails[clips],
             llama=self._index([llama for _, llama, _ in chosen]),
             clip=self._index([clip for _, _, clip in chosen]),
-            weight=torch.tensor(weights, device=self._device),
+            weight=torch.tensor(weights, device=self._device).view(-1, 1, 1, 1, 1)
+            * group.weights[clips],
         )
 
     def no_caption(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,6 +256,13 @@ def encode_clips(
     latents = vae.encode(pixels).latent_dist.mean
     latents[:, :, :1] = vae.encode(pixels[:, :, :1]).latent_dist.mean
     return latents * vae.config.scaling_factor, pixels[:, :, 0].float()
+
+
+def _weights(scenes: list[Scene], subject_weight: float, latents: torch.Tensor) -> torch.Tensor:
+    """Of each place in the loss, see `_Group`, on the device of their latents."""
+    boxes = subject_box(scenes, truth(scenes, 1).to(latents.device)).float()
+    weights = 1 + (subject_weight - 1) * F.adaptive_avg_pool2d(boxes, latents.shape[-2:])
+    return (weights / weights.mean(dim=(2, 3), keepdim=True)).unsqueeze(1)
 
 
 def _of_section(latents: torch.Tensor, section: Section, window: int) -> torch.Tensor:

@@ -19,6 +19,8 @@ from training.tiny_world.recorded import Tensors
 
 _TIMESTEP = 1000.0
 """Of sigma 1."""
+_FUSED = {"triton.coalesce_tiling_analysis": False}
+"""Of the compiler, whose analysis fails on lengths that change."""
 
 
 def velocity(
@@ -264,8 +266,7 @@ def train_flow(
         image = _look(components["image_encoder"], inputs["thumbnails"])
         one = torch.ones_like(inputs["sigma"])
         guess = velocity(transformer, inputs, words, pooled, image, one)
-        error = (guess - inputs["velocity"]).square().mean(dim=(1, 2, 3, 4))
-        return (inputs["weight"] * error).mean()
+        return (inputs["weight"] * (guess - inputs["velocity"]).square()).mean()
 
     return _train(
         "Flow matching",
@@ -332,8 +333,8 @@ def distil_guidance(
             target = torch.lerp(without, with_caption, scale.view(-1, 1, 1, 1, 1))
         guess = velocity(student, inputs, *conditions, image, scale)
         # What guidance adds grows with the scale; low scales are to be as right as high ones.
-        error = (guess - target).square().mean(dim=(1, 2, 3, 4))
-        return (inputs["weight"] * error / scale).mean()
+        error = (inputs["weight"] * (guess - target).square()).mean(dim=(1, 2, 3, 4))
+        return (error / scale).mean()
 
     return _train(
         "Guidance distillation",
@@ -357,7 +358,7 @@ def _fuse(transformer: HunyuanVideoTransformer3DModelPacked) -> None:
     """On a GPU, compile its blocks, once for all lengths and sizes."""
     if transformer.device.type == "cuda":
         for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-            block.compile(dynamic=True)
+            block.compile(dynamic=True, options=_FUSED)
 
 
 def _look(encoder: nn.Module, thumbnails: torch.Tensor) -> torch.Tensor:
