@@ -1,7 +1,6 @@
 """Making the videos of an evaluation and measuring them, on as many processes as there are."""
 
 import logging
-import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -87,10 +86,10 @@ def run(plan: Plan, folder: Path, state: PartialState) -> bool:
     """
     evaluation = _Evaluation(plan, folder, _device(state))
     jobs = evaluation.unfinished()
-    state.wait_for_everyone()  # nobody writes while others still read what is finished
+    _meet()  # nobody writes while others still read what is finished
     name = f"{slug(f'{plan.label} {evaluation.setting}')}-{state.process_index}.csv"
     part = Part(folder / "parts" / name)
-    threads = max((os.cpu_count() or 1) // state.num_processes, 1)
+    threads = torch.get_num_threads()
     if metrics.cv2 is None and state.is_main_process:
         logger.warning("OpenCV is not installed here: the column of motion stays empty.")
     mine = jobs[state.process_index :: state.num_processes]
@@ -108,10 +107,16 @@ def run(plan: Plan, folder: Path, state: PartialState) -> bool:
             len(job.clips),
             time.monotonic() - began,
         )
-    state.wait_for_everyone()
+    _meet()
     if left := len(evaluation.unfinished()):
         logger.info("Time is up with %d batches left; the same command goes on from here", left)
     return not left
+
+
+def _meet() -> None:
+    """Wait for all processes; accelerate's way of it takes each to have a GPU of its own."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _device(state: PartialState) -> torch.device:
@@ -120,6 +125,7 @@ def _device(state: PartialState) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", state.local_process_index % torch.cuda.device_count())
     torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # the same few shapes again and again
     return device
 
 

@@ -31,6 +31,7 @@ def test_jobs_are_what_the_commands_understand():
             assert options.steps == 7 and options.weights.parent.parent == FOLDER, job.name
         else:
             assert ("batch", 64) in options.set, job.name
+        assert job.alone == (job.module != "evaluation"), job.name
 
 
 def test_prompts_change_in_miniature_too():
@@ -111,27 +112,40 @@ exec {python} -c "$3" "$CUDA_VISIBLE_DEVICES" {notes}
     return noted
 
 
-def line(name: str, *needs: str, status: int = 0) -> Job:
-    code = "import sys, time; time.sleep(0.2); f = open(sys.argv[2], 'a'); "
-    code += f"f.write('{name}:' + sys.argv[1] + ' '); f.close(); print('told'); sys.exit({status})"
-    return Job(name, "line", (code,), needs)
+def line(name: str, *needs: str, status: int = 0, alone: bool = False) -> Job:
+    code = "import sys, time; note = lambda t: open(sys.argv[2], 'a').write(t + ' '); "
+    code += f"note('>{name}'); time.sleep(0.2); note('{name}:' + sys.argv[1]); "
+    return Job(name, "line", (code + f"print('told'); sys.exit({status})",), needs, alone)
+
+
+def ended(notes: list[str]) -> list[str]:
+    """Names of jobs with their GPUs, by when they ended."""
+    return [note for note in notes if ":" in note]
 
 
 def test_what_is_done_is_not_done_again(tmp_path, commands):
     jobs = [line("a"), line("b", "a"), line("c", "b")]
     logs = tmp_path / "logs"
-    assert run_jobs(jobs[:2], logs, [None], math.inf) == {"a", "b"}
-    assert run_jobs(jobs, logs, [None], math.inf) == {"a", "b", "c"}
-    assert [note.split(":")[0] for note in commands()] == ["a", "b", "c"]
+    assert run_jobs(jobs[:2], logs, [None], 1, math.inf) == {"a", "b"}
+    assert run_jobs(jobs, logs, [None], 1, math.inf) == {"a", "b", "c"}
+    assert [note.split(":")[0] for note in ended(commands())] == ["a", "b", "c"]
     assert (logs / "c.txt").read_text() == "told\n"
 
 
 def test_every_gpu_has_one_job_at_a_time(tmp_path, commands, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
     jobs = [line("a"), line("b"), line("c", "a", "b")]
-    run_jobs(jobs, tmp_path, ["0", "1"], math.inf)
-    notes = dict(note.split(":") for note in commands())
+    run_jobs(jobs, tmp_path, ["0", "1"], 1, math.inf)
+    notes = dict(note.split(":") for note in ended(commands()))
     assert {notes["a"], notes["b"]} == {"0", "1"} and notes["c"] in ("0", "1")
+
+
+def test_a_job_that_needs_a_gpu_alone_has_it(tmp_path, commands, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
+    run_jobs([line("a"), line("b"), line("c", alone=True), line("d")], tmp_path, ["0"], 2, math.inf)
+    notes = [note.split(":")[0] for note in commands()]
+    assert set(notes[:2]) == {">a", ">b"} and set(notes[2:4]) == {"a", "b"}
+    assert notes[4:] == [">c", "c", ">d", "d"]
 
 
 def test_only_gpus_that_the_user_shows_are_used(monkeypatch):
@@ -146,17 +160,17 @@ def test_only_gpus_that_the_user_shows_are_used(monkeypatch):
 
 def test_nothing_is_begun_when_time_is_up_and_what_ran_out_of_time_is_not_done(tmp_path, commands):
     jobs = [line("a", status=3), line("b", "a"), line("c")]
-    assert run_jobs(jobs, tmp_path, [None], time.monotonic() + 5) == set()
+    assert run_jobs(jobs, tmp_path, [None], 1, time.monotonic() + 5) == set()
     assert commands() == []
-    assert run_jobs(jobs, tmp_path, [None], math.inf) == {"c"}
-    assert [note.split(":")[0] for note in commands()] == ["a", "c"]
+    assert run_jobs(jobs, tmp_path, [None], 1, math.inf) == {"c"}
+    assert [note.split(":")[0] for note in ended(commands())] == ["a", "c"]
 
 
 def test_a_failure_is_told_and_begins_nothing_more(tmp_path, commands):
     jobs = [line("a", status=1), line("b")]
     with pytest.raises(RuntimeError, match=f"a failed: see {tmp_path}"):
-        run_jobs(jobs, tmp_path, [None], math.inf)
-    assert [note.split(":")[0] for note in commands()] == ["a"]
+        run_jobs(jobs, tmp_path, [None], 1, math.inf)
+    assert [note.split(":")[0] for note in ended(commands())] == ["a"]
 
 
 @pytest.mark.parametrize("seeds", ["1", "many"])

@@ -45,6 +45,8 @@ class Job:
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
     """Names of jobs to be done before."""
+    alone: bool = False
+    """Whether it needs a GPU for itself."""
 
 
 def plan_jobs(
@@ -65,7 +67,7 @@ def plan_jobs(
 
     def train(output: str, *arguments: str, needs: Sequence[str] = ()) -> Job:
         arguments = (f"--output={folder / output}", *training, *arguments)
-        return Job(output, _TRAINING, arguments, tuple(needs))
+        return Job(output, _TRAINING, arguments, tuple(needs), alone=True)
 
     def evaluate(
         output: str, label: str, weights: str, *arguments: str, after: Sequence[Job] = ()
@@ -116,14 +118,14 @@ def plan_jobs(
 
 
 def run_jobs(
-    jobs: Sequence[Job], logs: Path, gpus: Sequence[str | None], deadline: float
+    jobs: Sequence[Job], logs: Path, gpus: Sequence[str | None], at_once: int, deadline: float
 ) -> set[str]:
-    """Run those that are not done yet, as many at a time as there are `gpus`.
+    """Run those that are not done yet, in their order as far as GPUs are free.
 
     Args:
         logs: folder of what the commands print, and of marks of what is done.
-        gpus: those to use, as CUDA_VISIBLE_DEVICES calls them, each as often as it is to run
-            jobs at a time; None is the CPU.
+        gpus: those to use, as CUDA_VISIBLE_DEVICES calls them; None is the CPU.
+        at_once: jobs on each at a time, but for those that need it for themselves.
         deadline: by `time.monotonic`.
 
     Returns:
@@ -136,22 +138,27 @@ def run_jobs(
     done = {job.name for job in jobs if _mark(logs, job).exists()}
     waiting = [job for job in jobs if job.name not in done]
     running: dict[Future[int], tuple[Job, str | None]] = {}
-    free, failed = list(gpus), []
-    threads = max((os.cpu_count() or 1) // len(gpus), 1)
-    with ThreadPoolExecutor(len(gpus)) as pool:
+    free = dict.fromkeys(gpus, at_once)
+    failed = []
+    with ThreadPoolExecutor(len(gpus) * at_once) as pool:
         while True:
             ready = [job for job in waiting if done.issuperset(job.needs)]
             late = deadline - time.monotonic() < _LEAST
-            for job in [] if late or failed else ready[: len(free)]:
+            for job in [] if late or failed else ready:
+                gpu = max(free, key=free.get)
+                share = _share(job, at_once)
+                if free[gpu] < share:
+                    break
                 waiting.remove(job)
-                gpu = free.pop(0)
+                free[gpu] -= share
                 logger.info("%s has begun", job.name)
+                threads = max((os.cpu_count() or 1) * share // (len(gpus) * at_once), 1)
                 running[pool.submit(_run, job, logs, gpu, threads, deadline)] = job, gpu
             if not running:
                 break
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 job, gpu = running.pop(ended)
-                free.append(gpu)
+                free[gpu] += _share(job, at_once)
                 status = ended.result()
                 logger.info("%s has ended with status %d", job.name, status)
                 if status == 0:
@@ -162,6 +169,11 @@ def run_jobs(
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed: see {logs}")
     return done
+
+
+def _share(job: Job, at_once: int) -> int:
+    """Of what a GPU runs at a time."""
+    return at_once if job.alone else 1
 
 
 def _run(job: Job, logs: Path, gpu: str | None, threads: int, deadline: float) -> int:
@@ -215,9 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
         training.append("--miniature")
         evaluation += ["--steps=1", "--seconds=1"]
     jobs = plan_jobs(options.output, training, evaluation, options.betas, options.seeds)
-    gpus = _gpus() * options.at_once
     try:
-        done = run_jobs(jobs, options.output / "logs", gpus, deadline)
+        done = run_jobs(jobs, options.output / "logs", _gpus(), options.at_once, deadline)
     except RuntimeError as error:
         logger.error("%s", error)
         return 1
@@ -259,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         choices=range(1, 9),
         metavar="N",
-        help="commands on each GPU at a time, 1 to 8 (default: 1)",
+        help="evaluations on each GPU at a time, 1 to 8 (default: 1)",
     )
     parser.add_argument(
         "--betas", default="0,0.3,0.5,0.7,0.8,1", help="(default: 0,0.3,0.5,0.7,0.8,1)"
