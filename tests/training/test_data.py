@@ -9,6 +9,7 @@ from diffusers_helper.hunyuan import encode_prompt_conds
 from training.tiny_world.captions import caption
 from training.tiny_world.config import MINIATURE_TRAINING
 from training.tiny_world.data import Clips, Draws, Text, _weights
+from training.tiny_world.vae import visibility
 from training.tiny_world.world import sample_scene
 
 CPU = torch.device("cpu")
@@ -83,6 +84,15 @@ def test_clips_are_kept(clips: Clips, untrained: dict, tmp_path: Path):
     torch.save(clips._groups, file)
     again = Clips(untrained, MINIATURE_TRAINING, CPU, file)
     assert torch.equal(again.batch(5).target, clips.batch(5).target)
+
+
+def test_what_is_not_seen_weighs_less(clips: Clips, untrained: dict):
+    batch = clips.batch(0)
+    by_channel = batch.weight.mean(dim=(0, 2, 3, 4))
+    assert batch.weight.shape[:3] == (MINIATURE_TRAINING.batch, 16, 1)
+    seen = visibility(untrained["vae"], clips._groups[0].latents[:, :, :1])
+    least = MINIATURE_TRAINING.unseen_weight
+    torch.testing.assert_close(by_channel / by_channel.mean(), least + (1 - least) * seen)
 
 
 def test_what_is_drawn_less_often_weighs_more():

@@ -17,7 +17,9 @@ from training.tiny_world.vae import (
     fit_latent_rgb,
     normalise_latents,
     preserve_variance,
+    silence_unused,
     train_vae,
+    visibility,
 )
 
 CPU = torch.device("cpu")
@@ -51,6 +53,38 @@ def test_normalised_latents_have_unit_variance_and_decode_alike(vae: nn.Module):
     torch.testing.assert_close(vae.decode(after.mean).sample, decoded, atol=1e-4, rtol=1e-3)
     # A sample, which is how start images are encoded, is the mean.
     torch.testing.assert_close(after.sample(), after.mean, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_channels_without_a_use_become_zero(vae: nn.Module):
+    clips = torch.rand(4, 3, 5, 32, 32) * 2 - 1
+    # As a VAE leaves them: its posterior carries next to nothing, and the decoder looks away.
+    vae.quant_conv.weight[3] *= 1e-3
+    vae.post_quant_conv.weight[:, 3] *= 1e-4
+    before = vae.encode(clips).latent_dist.mean
+    decoded = vae.decode(before).sample
+    dims = (0, 2, 3, 4)
+    normalise_latents(vae, before.mean(dims), before.std(dims))
+    after = vae.encode(clips).latent_dist.mean
+    std = after.std(dims) * vae.config.scaling_factor
+    assert not after[:, 3].any()
+    torch.testing.assert_close(std, (torch.arange(16) != 3).float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(vae.decode(after).sample, decoded, atol=1e-3, rtol=1e-2)
+    # A training that takes the VAE of another does it again, to no effect.
+    state = {name: x.clone() for name, x in vae.state_dict().items()}
+    silence_unused(vae)
+    assert all(torch.equal(x, state[name]) for name, x in vae.state_dict().items())
+
+
+@torch.no_grad()
+def test_what_the_decoder_makes_more_of_is_seen_more(vae: nn.Module):
+    latents = torch.randn(2, 16, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    vae.post_quant_conv.weight[:, 5] = 0
+    vae.post_quant_conv.weight[:, 6] *= 3
+    seen = visibility(vae, latents)
+    assert seen.shape == (16,)
+    assert seen.mean().item() == pytest.approx(1)
+    assert seen[5] == 0 and seen.argmax() == 6
 
 
 def test_preview_colours_are_the_least_squares_fit():

@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import platform
-import shutil
 import sys
 import time
 from dataclasses import asdict, fields, replace
@@ -23,7 +22,13 @@ from training.tiny_world.data import Clips, clip_frames, encode_clips
 from training.tiny_world.flow import distil_guidance, train_flow
 from training.tiny_world.loop import Interrupted
 from training.tiny_world.model import build, save
-from training.tiny_world.vae import fit_latent_rgb, normalise_latents, train_vae, vae_steps
+from training.tiny_world.vae import (
+    fit_latent_rgb,
+    normalise_latents,
+    silence_unused,
+    train_vae,
+    vae_steps,
+)
 from training.tiny_world.world import Scene, render, sample_scene, subject_box, truth
 
 logger = logging.getLogger(__name__)
@@ -127,20 +132,20 @@ class Run:
         return components
 
     def _train_vae(self) -> dict[str, Any]:
+        checkpoint = self.folder / "vae.pt"
         if self._vae is None:
             vae = self._build()["vae"]
-            checkpoint = self.folder / "vae.pt"
             losses = train_vae(vae, self.config, self._device, checkpoint, self._deadline)
             known = {"losses": losses, "steps": vae_steps(self.config)}
-            mean, std = self._latent_statistics(vae)
-            normalise_latents(vae, mean, std)
-            vae.to(torch.float16).save_pretrained(self.folder / "vae")
-            checkpoint.unlink(missing_ok=True)
+            normalise_latents(vae, *self._latent_statistics(vae))
         else:
+            vae = AutoencoderKLHunyuanVideo.from_pretrained(self._vae / "vae")
+            silence_unused(vae)
             facts = self._vae / "facts.json"
             known = json.loads(facts.read_text())["vae"] if facts.exists() else {}
             known["from"] = self._vae.name
-            shutil.copytree(self._vae / "vae", self.folder / "vae", dirs_exist_ok=True)
+        vae.to(torch.float16).save_pretrained(self.folder / "vae")
+        checkpoint.unlink(missing_ok=True)
         quality, latent_rgb = self._judge_vae(self._load(None)["vae"])
         (self.folder / "latent_rgb.json").write_text(json.dumps(latent_rgb.tolist()))
         return known | quality

@@ -43,7 +43,7 @@ class TrainingConfig:
     up for it. They are half of all, and soon learned."""
     wordings: int = 4
     """Captions of each clip."""
-    flow_steps: int = 6000
+    flow_steps: int = 9000
     batch: int = 128
     matrix_rate: float = 6e-3
     vector_rate: float = 8e-4
@@ -56,12 +56,15 @@ class TrainingConfig:
     flow_subject_weight: float = 4.0
     """Of the latents around the subject in the start image, in the transformer's loss; the others
     weigh 1. Where it is later must not matter: what weighs more would be seen too often."""
+    unseen_weight: float = 0.1
+    """Of a latent channel that is not seen in the picture, in the transformer's loss; on average
+    they weigh 1."""
     forward_share: float = 0.6
     """Of batches in FramePack-F1's order of sections; the others have FramePack's."""
     history_noise: float = 0.1
     """Most that is added to the history, since at use it is the model's own."""
 
-    distil_steps: int = 1600
+    distil_steps: int = 1500
     distil_share: float = 0.4
     """Of the rates."""
     scale_range: tuple[float, float] = (1.0, 12.0)

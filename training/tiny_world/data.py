@@ -16,11 +16,14 @@ from diffusers_helper.pipelines.k_diffusion_hunyuan import LATENT_FRAME
 from diffusers_helper.sections import FPS, LatentHistory, Section, SectionOrder, plan_sections
 from training.tiny_world.captions import caption
 from training.tiny_world.config import TrainingConfig
+from training.tiny_world.vae import visibility
 from training.tiny_world.world import SIZES, Scene, render, sample_scene, subject_box, truth
 
 logger = logging.getLogger(__name__)
 
 _ENCODED_AT_ONCE = 64
+_LOOKED_AT = 16
+"""Start images by which it is measured what is seen."""
 
 
 class Text:
@@ -67,7 +70,7 @@ class Batch:
     clip: torch.Tensor
     """Tokens, shape [batch, tokens]."""
     weight: torch.Tensor
-    """Of each place in the loss, shape [batch, 1, 1, height, width]; 1 on average."""
+    """Of latents in the loss, shape [batch, 16, 1, height, width]; 1 on average."""
 
 
 _Caption = tuple[int, list[int], list[int]]
@@ -141,6 +144,9 @@ class Clips:
         else:
             self._groups = self._encode_all(components)
             torch.save(self._groups, file)
+        unseen = config.unseen_weight
+        seen = visibility(components["vae"], self._groups[0].latents[:_LOOKED_AT, :, :1])
+        self._channels = (unseen + (1 - unseen) * seen).view(-1, 1, 1, 1)
         self._draws = [
             {
                 is_first: Draws(by_length, group.quiet, config.quiet_drawn)
@@ -225,7 +231,8 @@ class Clips:
             llama=self._index([llama for _, llama, _ in chosen]),
             clip=self._index([clip for _, _, clip in chosen]),
             weight=torch.tensor(weights, device=self._device).view(-1, 1, 1, 1, 1)
-            * group.weights[clips],
+            * group.weights[clips]
+            * self._channels,
         )
 
     def no_caption(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 
+from diffusers_helper.hunyuan import vae_decode
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.loop import take_steps
 from training.tiny_world.optimizer import MatrixOptimizer, matrices_and_vectors
@@ -23,6 +24,10 @@ _VAE_SEED = 500_000_000
 """Far from those of the transformer's clips."""
 _LEAST_LOGVAR = -30.0
 """At which diffusers' posterior clips; a deviation of 3e-7."""
+_UNUSED = 0.01
+"""Share of the most that the decoder makes of any channel, below which it has no use for one."""
+_ERROR = 0.3
+"""Deviation of the errors whose effect is measured, of latents that have 1."""
 
 
 def preserve_variance(module: nn.Module, generator: torch.Generator) -> None:
@@ -202,10 +207,8 @@ def normalise_latents(
     vae: AutoencoderKLHunyuanVideo, mean: torch.Tensor, std: torch.Tensor
 ) -> None:
     """Fold into the VAE what makes its latents, times its scaling factor, of mean 0 and variance
-    1 in every channel, and its posterior a point.
-
-    The transformer learns from means, but start images are encoded by a sample: in a channel that
-    the VAE has no use for, its noise is ten times what the transformer knows.
+    1 in every channel that it uses, and its posterior a point: the transformer learns from means,
+    but start images are encoded by a sample.
 
     Args:
         mean, std: of the unscaled latents as they are, shape [channels].
@@ -221,6 +224,41 @@ def normalise_latents(
     back = vae.post_quant_conv
     back.bias += torch.einsum("oi,i->o", back.weight.flatten(1), mean)
     back.weight /= gain.view(1, -1, 1, 1, 1)
+    silence_unused(vae)
+
+
+@torch.no_grad()
+def silence_unused(vae: AutoencoderKLHunyuanVideo) -> None:
+    """Make the channels of normalised latents that the decoder looks away from zero: a transformer
+    would spend a third of its effort on them, and learn nothing that is seen."""
+    back = vae.post_quant_conv.weight
+    used = back.flatten(2).norm(dim=(0, 2))
+    unused = (used < _UNUSED * used.max()).nonzero()[:, 0]
+    vae.quant_conv.weight[unused] = 0
+    vae.quant_conv.bias[unused] = 0
+    back[:, unused] = 0
+
+
+@torch.no_grad()
+def visibility(vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> torch.Tensor:
+    """How much of an error in each channel of latents is seen: the mean square that it changes the
+    decoded picture by, against the mean of all channels.
+
+    Args:
+        latents: scaled and normalised, shape [clips, 16, frames, height, width].
+
+    Returns:
+        float32 on their device, shape [16].
+    """
+    generator = torch.Generator(latents.device).manual_seed(0)
+    decoded = vae_decode(latents, vae).float()
+    seen = []
+    for channel in range(latents.shape[1]):
+        wrong = latents.float().clone()
+        error = torch.randn(wrong[:, channel].shape, generator=generator, device=wrong.device)
+        wrong[:, channel] += _ERROR * error
+        seen.append((vae_decode(wrong, vae).float() - decoded).square().mean())
+    return torch.stack(seen) / torch.stack(seen).mean()
 
 
 @torch.no_grad()
