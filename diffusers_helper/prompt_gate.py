@@ -7,7 +7,7 @@ import torch
 
 from diffusers_helper.k_diffusion.low_pass import HISTORY
 
-THRESHOLD = 0.02
+THRESHOLD = 0.01
 """Cosine distance beyond which a prompt counts as another. It parts actions from wordings of one
 action in the small model's CLIP; of the real one it is a guess, low since who writes a time means a
 change, and long prompts that differ in a word are close."""
