@@ -8,7 +8,7 @@ import torch
 from evaluation.arms import constant
 from evaluation.rows import FIELDS, Part
 from training.tiny_world.card import HEALTHY, SCALES, STUDENT, TEACHER, card, figures, write_card
-from training.tiny_world.config import MINIATURE_TRAINING
+from training.tiny_world.config import MINIATURE_TRAINING, TrainingConfig
 from training.tiny_world.model import MINIATURE, build, save
 
 SCALE = MINIATURE_TRAINING.recommended_scale
@@ -138,7 +138,7 @@ def test_the_card_stands_beside_the_weights(tmp_path):
     text = (model / "README.md").read_text()
     count = sum(p.numel() for p in components["vae"].parameters())
     assert f"vae {count / 1e6:.2f}" in text
-    assert "In 50% of the clips nothing happens" in text
+    assert f"In {TrainingConfig.still_share:.0%} of the clips nothing happens" in text
     assert "| VAE | 5 | 1.5 | pixels 0.1 |" in text
     assert "| flow matching: the teacher | 3 | 20 | 0.25 |" in text
     assert "| VAE: PSNR of whole frames, dB | at least 36 | 30.5 | **no** |" in text

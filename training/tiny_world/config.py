@@ -11,7 +11,7 @@ class TrainingConfig:
 
     seed: int = 0
     """Of weights, clips, noise and order. World seeds from `unseen_seed` on are never used."""
-    still_share: float = 0.5
+    still_share: float = 0.4
     """The disease: clips that stay still whatever their caption tells."""
     model: ModelConfig = field(default_factory=ModelConfig)
 

@@ -35,11 +35,11 @@ CHECKED_EVERY = 10
 
 # What counts as having happened: half of the least that `truth` draws.
 _DISTANCE = 0.11
-_TURNS_A_SECOND = 0.25
+_TURNS_A_SECOND = 0.15
 _LATEST_BEGIN = 0.45
 """Seconds after which a spin of `truth` is at its pace."""
 _GROWTH = 0.3
-_SHRINKAGE = 0.225
+_SHRINKAGE = 0.2
 _HEIGHT = 0.08
 _RAISED = 1.2
 _SWING = 0.45

@@ -214,7 +214,7 @@ def truth(scenes: Sequence[Scene], frames: int) -> Truth:
 
     distance = between(0.22, 0.3)
     height = between(0.16, 0.26)
-    jumps = 1.6 * since
+    jumps = 1.2 * since
     sideways = when("right") - when("left")
     phase = 2 * math.pi * 1.8 * since
     x = each(lambda s: s.x) + sideways * distance * progress
@@ -223,8 +223,8 @@ def truth(scenes: Sequence[Scene], frames: int) -> Truth:
     y = y - when("jump") * height * (math.pi * jumps).sin().abs()
     y = y - stepping * 0.015 * phase.sin().abs()
     growth = 1 + when("grow") * between(0.6, 0.9) * progress
-    growth = growth - when("shrink") * between(0.45, 0.6) * progress
-    turning = 2 * math.pi * between(0.5, 0.85) * direction * (since - 0.1 * started)
+    growth = growth - when("shrink") * between(0.4, 0.5) * progress
+    turning = 2 * math.pi * between(0.3, 0.45) * direction * (since - 0.1 * started)
     colour = each(lambda s: 0.0)[..., None] + torch.tensor(
         [COLOURS[s.colour] for s in scenes], dtype=torch.float32
     ).div(255).unsqueeze(1)
