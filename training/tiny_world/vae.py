@@ -230,7 +230,7 @@ def normalise_latents(
 @torch.no_grad()
 def silence_unused(vae: AutoencoderKLHunyuanVideo) -> None:
     """Make the channels of normalised latents that the decoder looks away from zero: a transformer
-    would spend a third of its effort on them, and learn nothing that is seen."""
+    would learn to predict them, and nothing of it is seen."""
     back = vae.post_quant_conv.weight
     used = back.flatten(2).norm(dim=(0, 2))
     unused = (used < _UNUSED * used.max()).nonzero()[:, 0]
@@ -258,7 +258,8 @@ def visibility(vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> torch.T
         error = torch.randn(wrong[:, channel].shape, generator=generator, device=wrong.device)
         wrong[:, channel] += _ERROR * error
         seen.append((vae_decode(wrong, vae).float() - decoded).square().mean())
-    return torch.stack(seen) / torch.stack(seen).mean()
+    changed = torch.stack(seen)
+    return changed / changed.mean()
 
 
 @torch.no_grad()
