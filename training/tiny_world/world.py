@@ -46,7 +46,7 @@ ACTIONS = (
     "night",
     "pan",
 )
-_HARD = ("spin", "wave", "leave", "recolour")
+_HARD = ("spin", "wave", "leave", "recolour", "pan")
 """Actions that are drawn twice as often as the others: models are slow to learn them."""
 _CHANCES = [2 if action in _HARD else 1 for action in ACTIONS]
 SKIN = (240, 200, 170)
@@ -84,7 +84,7 @@ class Scene:
     amount: float
     """How far, in [0, 1] of the action's range."""
     direction: int
-    """-1 or 1: left or right, counterclockwise or clockwise."""
+    """-1 or 1: left or right, of what leaves or pans."""
     new_colour: str
     """Of an action "recolour"."""
 
@@ -214,7 +214,7 @@ def truth(scenes: Sequence[Scene], frames: int) -> Truth:
 
     distance = between(0.22, 0.3)
     height = between(0.16, 0.26)
-    jumps = 1.2 * since
+    jumps = since
     sideways = when("right") - when("left")
     phase = 2 * math.pi * 1.8 * since
     x = each(lambda s: s.x) + sideways * distance * progress
@@ -224,7 +224,8 @@ def truth(scenes: Sequence[Scene], frames: int) -> Truth:
     y = y - stepping * 0.015 * phase.sin().abs()
     growth = 1 + when("grow") * between(0.6, 0.9) * progress
     growth = growth - when("shrink") * between(0.4, 0.5) * progress
-    turning = 2 * math.pi * between(0.3, 0.45) * direction * (since - 0.1 * started)
+    # All clockwise: captions do not tell which way, and a model that doubts draws both at once.
+    turning = 2 * math.pi * between(0.3, 0.45) * (since - 0.1 * started)
     colour = each(lambda s: 0.0)[..., None] + torch.tensor(
         [COLOURS[s.colour] for s in scenes], dtype=torch.float32
     ).div(255).unsqueeze(1)
