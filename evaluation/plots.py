@@ -19,6 +19,7 @@ _STYLES = {
     "schedule": ("Step-Adaptive CFG from {base:g}", "#1f6fd0", "s"),
     "reversed": ("reversed from {base:g}", "#d9661f", "^"),
 }
+_SCALES = (1, 2, 3, 5, 10)
 _TITLES = {
     "happened": "captioned action happened",
     "motion": "motion, pixels a frame",
@@ -73,7 +74,10 @@ def _draw_outcome(ax: Any, results: Results, case: str) -> None:
     for arms in _lines(results, *_STYLES):
         estimates = [results.mean(arm, results.outcome, case) for arm in arms]
         _draw(ax, results, arms, [arm.mean for arm in arms], estimates)
-    ax.set_xlabel("mean guidance scale")
+    ax.set_xscale("log")
+    ax.set_xticks(_SCALES, labels=[f"{scale:g}" for scale in _SCALES])
+    ax.minorticks_off()
+    ax.set_xlabel("mean guidance scale; at the squares: beta")
     ax.set_ylabel(_TITLES[results.outcome])
 
 
@@ -123,7 +127,8 @@ def _draw(
     line: str = "-",
     noted: bool = True,
 ) -> None:
-    """Estimates with intervals, and betas where they are `noted`; a second base is hollow."""
+    """Estimates with intervals, and betas of schedules where they are `noted`; a second base is
+    hollow."""
     label, colour, marker = _STYLES[arms[0].kind]
     base = arms[0].base
     hollow = arms[0].beta > 0 and base > min(arm.base for arm in results.of_kind("schedule"))
@@ -147,6 +152,6 @@ def _draw(
         label=label.format(base=base),
     )
     for beta, x, y in points:
-        if beta and noted:
-            place = {"xytext": (4, 4), "textcoords": "offset points"}
+        if noted and arms[0].kind == "schedule":
+            place = {"xytext": (4, -9), "textcoords": "offset points"}
             ax.annotate(f"{beta:g}", (x, y.value), fontsize=7, color=colour, **place)

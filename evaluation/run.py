@@ -125,7 +125,6 @@ def _device(state: PartialState) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", state.local_process_index % torch.cuda.device_count())
     torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True  # the same few shapes again and again
     return device
 
 

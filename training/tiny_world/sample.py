@@ -17,7 +17,7 @@ from training.tiny_world.world import Scene, render, truth
 
 _TEXT_LENGTH = 64
 """Enough for any caption; `generate` pads to more, to the same effect."""
-_DECODED_AT_ONCE = 8
+_DECODED_AT_ONCE = 16
 
 
 @torch.inference_mode()
