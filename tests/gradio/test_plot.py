@@ -250,3 +250,8 @@ def test_beta_0_is_told_to_be_constant(changes: dict[str, float], told: str):
 )
 def test_a_high_beta_is_warned_of(beta: float, warned: bool):
     assert ("quality may drop" in note_for(settings_for(beta))) is warned
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_what_was_measured_is_told_where_beta_is_used(beta: float):
+    assert ("On the small model" in note_for(settings_for(beta))) is (beta > 0)
