@@ -117,17 +117,3 @@ def low_passed(
 def _row(indices: torch.Tensor) -> torch.Tensor:
     """Places in time, shape [t], of all of a batch."""
     return indices if indices.ndim == 1 else indices[0]
-
-
-def gated(
-    soft: torch.Tensor, sharp: torch.Tensor, sigma: torch.Tensor, gate: float
-) -> torch.Tensor:
-    """`soft` while the mean of `sigma` is `gate` or more, else `sharp`; without a wait for the
-    device.
-
-    Args:
-        soft, sharp: of one shape and dtype; `soft` and `sigma` on one device.
-        sigma: noise levels, shape [batch].
-        gate: in [0, 1].
-    """
-    return torch.where(sigma.mean() >= gate, soft, sharp.to(soft))

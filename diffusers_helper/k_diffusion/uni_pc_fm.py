@@ -56,7 +56,7 @@ def unipc_steps(
     Args:
         model: `model(x, sigma, **extra_args)` with sigma of shape [batch], returns x0 shaped as x.
         noise: x at `sigmas[0]`, shape [batch, ...].
-        sigmas: falling noise levels, shape [steps + 1]; the last is never evaluated.
+        sigmas: falling noise levels, on any device, shape [steps + 1]; the last is never evaluated.
         extra_args: passed to `model`.
         variant: B(h) of the paper, "bh1" = h or "bh2" = e^h - 1.
 
@@ -64,7 +64,7 @@ def unipc_steps(
         One `Step` a sigma; the `denoised` of the last is the sample.
     """
     extra_args = extra_args or {}
-    # Weights are plain numbers, so one read of the sigmas is the only wait for the device.
+    # Weights are plain numbers: sigmas on the CPU are read without a wait for a GPU.
     s = sigmas.tolist()[:-1]
     order = min(MAX_ORDER, len(s) - 1)
     x, m = noise, []  # m: the latest x0, newest first

@@ -5,8 +5,6 @@ from contextlib import nullcontext
 
 import torch
 
-from diffusers_helper.k_diffusion.low_pass import gated
-
 GUIDANCE_INPUT_SCALE = 1000.0
 """A guidance-distilled transformer reads its scale times this number, like a timestep."""
 
@@ -70,10 +68,11 @@ def fm_wrapper(transformer: Callable, t_scale: float = 1000.0) -> Callable[..., 
             a pass; returns a tuple that starts with the velocity, shaped like `x`.
         t_scale: timestep at sigma 1.
 
-    The model's `x` is [batch, channels, frames, height, width], its `sigma` [batch] in (0, 1].
+    The model's `x` is [batch, channels, frames, height, width], its `sigma` [batch] in (0, 1]. What
+    depends on sigma is decided on its device: on the CPU there is no wait for a GPU.
     Its `extra_args`:
         dtype: of the transformer's inputs.
-        cfg_scale: true CFG scale; 1 is off and skips the negative pass.
+        cfg_scale: true CFG scale; 1 is off. A step at scale 1 has no negative pass.
         cfg_rescale: see `rescale_noise_cfg`.
         concat_latent: appended to the channels of `x`, or None.
         positive, negative: keyword arguments of the two passes.
@@ -93,34 +92,34 @@ def fm_wrapper(transformer: Callable, t_scale: float = 1000.0) -> Callable[..., 
         adaptive_cfg = extra_args.get("adaptive_cfg") or {}
         low_pass = extra_args.get("low_pass") or {}
         sigma = sigma.float()
+        level = sigma.mean()
 
         true_cfg = cfg_scale != 1.0
         beta = adaptive_cfg.get("beta", 0.7)
         if adaptive_cfg.get("enabled", False) and beta != 0:
             schedule = {"cfg_min": adaptive_cfg.get("cfg_min", 1.0), "beta": beta}
             if true_cfg:
-                cfg_scale = adaptive_cfg_scale(sigma.mean(), cfg_scale, **schedule)
+                cfg_scale = adaptive_cfg_scale(level, cfg_scale, **schedule)
             elif (guidance := positive.get("guidance")) is not None:
                 base = guidance.float() / GUIDANCE_INPUT_SCALE
-                scale = adaptive_cfg_scale(sigma.mean(), base, **schedule)
+                scale = adaptive_cfg_scale(level, base, **schedule)
                 positive = positive | {"guidance": (GUIDANCE_INPUT_SCALE * scale).to(guidance)}
 
         hidden_states = x if concat_latent is None else torch.cat([x, concat_latent.to(x)], dim=1)
         hidden_states = hidden_states.to(dtype)
+        sigma = sigma.to(x.device)
         timestep = (sigma * t_scale).to(dtype)
+        soft = low_pass if low_pass and level >= low_pass["sigma"] else {}
 
         def velocity(name: str, conditions: dict) -> torch.Tensor:
-            conditions = conditions | {
-                argument: gated(soft, conditions[argument], sigma, low_pass["sigma"])
-                for argument, soft in low_pass.get(name, {}).items()
-            }
+            conditions = conditions | soft.get(name, {})
             with pass_context(name):
                 return transformer(
                     hidden_states=hidden_states, timestep=timestep, return_dict=False, **conditions
                 )[0].float()
 
         v = velocity("positive", positive)
-        if true_cfg:
+        if true_cfg and cfg_scale != 1.0:
             v_negative = velocity("negative", extra_args["negative"])
             v_guided = v_negative + cfg_scale * (v - v_negative)
             v = rescale_noise_cfg(v_guided, v, extra_args["cfg_rescale"])

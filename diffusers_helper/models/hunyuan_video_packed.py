@@ -179,6 +179,6 @@ def _shared_row(indices: torch.Tensor) -> torch.Tensor:
     """diffusers has one row of indices for the whole batch, FramePack a row each."""
     if indices.ndim == 1:
         return indices
-    if not (indices == indices[:1]).all():
+    if len(indices) > 1 and not (indices == indices[:1]).all():
         raise ValueError(f"indices must be alike across the batch, got {indices.tolist()}")
     return indices[0]

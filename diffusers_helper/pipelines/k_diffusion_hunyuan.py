@@ -181,7 +181,8 @@ def sample_hunyuan(
 
     Args:
         transformer: HunyuanVideoTransformer3DModelPacked, or anything `fm_wrapper` takes.
-        sampler: "unipc", or a function called as `sample_unipc` is; its result is returned.
+        sampler: "unipc", or a function called as `sample_unipc` is; its result is returned. Sigmas
+            are on the CPU.
         initial_latent: start from this instead of noise alone, shape of the result.
         concat_latent: appended to the transformer's input channels.
         strength: with `initial_latent`, the share of the noise levels to run, (0, 1].
@@ -264,10 +265,10 @@ def sample_hunyuan(
         device="cpu" if generator is None else generator.device,
     ).to(device)
 
-    sigmas = section_sigmas(num_inference_steps, width, height, frames, shift).to(device)
+    sigmas = section_sigmas(num_inference_steps, width, height, frames, shift)
     if initial_latent is not None:
         sigmas = sigmas * strength
-        latents = torch.lerp(initial_latent.to(latents), latents, sigmas[0])
+        latents = torch.lerp(initial_latent.to(latents), latents, sigmas[0].item())
 
     guidance = torch.full(
         (batch_size,),

@@ -4,7 +4,6 @@ import torch
 from diffusers_helper.k_diffusion.low_pass import (
     HISTORY,
     OLDEST_FACTOR,
-    gated,
     low_pass,
     low_pass_history,
     low_passed,
@@ -194,30 +193,3 @@ def test_a_single_frame_is_the_nearest():
 def test_strength_zero_is_the_identity():
     latents = randn(1, 4, 3, 8, 8)
     assert low_pass_history(latents, torch.tensor([2, 3, 4]), 0.0) is latents
-
-
-# The gate
-
-
-@pytest.mark.parametrize(
-    ("sigma", "gate", "is_soft"),
-    [
-        ([0.75], 0.75, True),
-        ([0.7499], 0.75, False),
-        ([1.0], 1.0, True),
-        ([0.9999], 1.0, False),
-        ([0.001], 0.0, True),
-        ([0.5, 1.0], 0.75, True),
-        ([0.5, 0.9], 0.75, False),
-    ],
-)
-def test_the_gate_opens_at_its_own_level_for_the_mean(sigma: list, gate: float, is_soft: bool):
-    soft, sharp = randn(2, 4, 1, 3, 3), randn(2, 4, 1, 3, 3, seed=1)
-    shown = gated(soft, sharp, torch.tensor(sigma), gate)
-    assert shown.equal(soft if is_soft else sharp)
-
-
-def test_the_gate_reads_nothing_back():
-    """A tensor without values would refuse to be waited for."""
-    soft, sharp, sigma = (torch.empty(2, 4, 1, 3, 3, device="meta") for _ in range(3))
-    assert gated(soft, sharp, sigma[:, 0, 0, 0, 0], 0.9).shape == soft.shape

@@ -212,17 +212,30 @@ def test_mean_sigma_schedules_the_batch(cfg: float):
     torch.testing.assert_close(denoised, -velocity * append_dims(sigma, 5).expand(SHAPE))
 
 
-@pytest.mark.parametrize(("sigma", "is_soft"), [(0.9, True), (0.75, True), (0.74, False)])
+@pytest.mark.parametrize(
+    ("sigma", "gate", "is_soft"),
+    [
+        ([0.9], 0.75, True),
+        ([0.75], 0.75, True),
+        ([0.7499], 0.75, False),
+        ([1.0], 1.0, True),
+        ([0.9999], 1.0, False),
+        ([0.001], 0.0, True),
+        ([0.5, 1.0], 0.75, True),
+        ([0.5, 0.9], 0.75, False),
+    ],
+)
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_low_pass_takes_the_place_of_latents_down_to_its_sigma(
-    cfg: float, sigma: float, is_soft: bool
+def test_low_pass_takes_the_place_of_latents_down_to_its_mean_sigma(
+    cfg: float, sigma: list[float], gate: float, is_soft: bool
 ):
     names = ["positive", "negative"][: 1 if cfg == 1.0 else 2]
     sharp = {name: randn(*SHAPE, seed=i) for i, name in enumerate(names)}
     soft = {name: randn(*SHAPE, seed=9 + i) for i, name in enumerate(names)}
     passes = {name: {"clean_latents": sharp[name], "which": name} for name in names}
-    low_pass = {"sigma": 0.75, **{name: {"clean_latents": soft[name]} for name in names}}
+    low_pass = {"sigma": gate, **{name: {"clean_latents": soft[name]} for name in names}}
     transformer = ConstantVelocities()
+    sigma = torch.tensor(sigma).expand(SHAPE[0])
     denoise(transformer, sigma=sigma, cfg_scale=cfg, low_pass=low_pass, **passes)
     assert [call.conditions["which"] for call in transformer.calls] == names
     for call in transformer.calls:
@@ -237,6 +250,49 @@ def test_without_low_pass_a_pass_gets_its_own_tensors(low_pass: dict | None):
     denoise(transformer, cfg_scale=3.0, low_pass=low_pass, **passes)
     for call in transformer.calls:
         assert call.conditions["clean_latents"] is conditions["clean_latents"]
+
+
+@pytest.mark.parametrize(
+    ("sigma", "schedule", "names"),
+    [
+        (1.0, {"beta": 1.0, "cfg_min": 1.0}, ["positive"]),
+        (0.999, {"beta": 1.0, "cfg_min": 1.0}, ["positive", "negative"]),
+        (1.0, {"beta": 0.9, "cfg_min": 1.0}, ["positive", "negative"]),
+        (1.0, {"beta": 1.0, "cfg_min": 0.0}, ["positive", "negative"]),
+        (0.5, {"beta": 1.0, "cfg_min": -1.0}, ["positive"]),
+    ],
+)
+def test_a_step_whose_scheduled_scale_is_1_has_no_negative_pass(
+    sigma: float, schedule: dict[str, float], names: list[str]
+):
+    transformer = ConstantVelocities(positive=1.0, negative=0.25)
+    args = {"cfg_scale": 3.0, "cfg_rescale": 0.7, "sigma": sigma}
+    denoised = denoise(transformer, adaptive_cfg=adaptive(**schedule), **args)
+    assert [call.name for call in transformer.calls] == names
+    if len(names) == 1:
+        assert denoised.equal(torch.full(SHAPE, -sigma))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_sigmas_on_the_cpu_leave_nothing_to_wait_for(cfg: float):
+    """Tensors without values would refuse to be read."""
+    x = torch.empty(SHAPE, device="meta")
+    passes = {
+        name: {"guidance": torch.empty(2, device="meta"), "clean_latents": x}
+        for name in ("positive", "negative")
+    }
+    denoised = fm_wrapper(lambda hidden_states, **_: (hidden_states,))(
+        x,
+        torch.tensor([0.9, 0.9]),
+        dtype=torch.bfloat16,
+        cfg_scale=cfg,
+        cfg_rescale=0.7,
+        concat_latent=None,
+        adaptive_cfg=adaptive(beta=0.7, cfg_min=1.0),
+        low_pass={"sigma": 0.9, **{name: {"clean_latents": x} for name in passes}},
+        **passes,
+    )
+    assert (denoised.shape, denoised.device.type) == (x.shape, "meta")
 
 
 @pytest.mark.parametrize("cfg", [1.0, 0.0, 3.0])
