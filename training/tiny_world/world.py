@@ -214,7 +214,7 @@ def truth(scenes: Sequence[Scene], frames: int) -> Truth:
 
     distance = between(0.22, 0.3)
     height = between(0.16, 0.26)
-    jumps = since
+    jumps = 0.8 * since
     sideways = when("right") - when("left")
     phase = 2 * math.pi * 1.8 * since
     x = each(lambda s: s.x) + sideways * distance * progress
