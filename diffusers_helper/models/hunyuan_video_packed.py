@@ -1,29 +1,17 @@
 """FramePack's transformer: diffusers' network under the names that FramePack's users know."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import HunyuanVideoFramepackTransformer3DModel
-from diffusers.models.transformers.transformer_hunyuan_video_framepack import (
-    HunyuanVideoHistoryPatchEmbed,
-)
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
 from torch import nn
 
 from diffusers_helper.models.teacache import apply_teacache, remove_teacache
-
-
-class _HistoryPatchEmbed(HunyuanVideoHistoryPatchEmbed):
-    """Embeds zero frames of history to zero tokens, which convolutions would refuse."""
-
-    def forward(self, *latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        present = (x if x.shape[2] else None for x in latents)
-        embedded = super().forward(*present)
-        return tuple(
-            x.new_empty(x.shape[0], 0, self.proj.out_channels) if e is None else e
-            for x, e in zip(latents, embedded, strict=True)
-        )
 
 
 class _OutputProjection(nn.Linear):
@@ -42,14 +30,12 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
 
     Constructor arguments, tensors and values are diffusers'. What FramePack adds: its argument
     names, indices with a batch dimension, history that may be absent, a last projection in float32
-    and TeaCache.
+    and TeaCache; and batches without a mask.
     """
 
     @functools.wraps(HunyuanVideoFramepackTransformer3DModel.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.clean_x_embedder is not None:
-            self.clean_x_embedder = _HistoryPatchEmbed(self.config.in_channels, self.inner_dim)
         self.proj_out = _OutputProjection(self.inner_dim, self.proj_out.out_features)
 
     @property
@@ -89,12 +75,13 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
         else:
             remove_teacache(self)
 
+    @apply_lora_scale("attention_kwargs")
     def forward(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None,
         pooled_projections: torch.Tensor,
         guidance: torch.Tensor | None = None,
         latent_indices: torch.Tensor | None = None,
@@ -114,7 +101,8 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
             hidden_states: noisy latents, shape [batch, 16, T, H, W].
             timestep: 1000 * sigma, shape [batch].
             encoder_hidden_states: text, shape [batch, tokens, text_embed_dim].
-            encoder_attention_mask: shape [batch, tokens].
+            encoder_attention_mask: which tokens count, the first of each row, shape
+                [batch, tokens]; None is all, and waits for no device.
             pooled_projections: pooled text, shape [batch, pooled_projection_dim].
             guidance: 1000 * distilled guidance scale, shape [batch].
             latent_indices: places in time, shape [1 or batch, T], rows alike; None is 0..T-1.
@@ -137,42 +125,68 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
         if latent_indices is None:
             latent_indices = torch.arange(hidden_states.shape[2])
 
-        history = {
-            "latents_clean": (clean_latents, clean_latent_indices),
-            "latents_history_2x": (clean_latents_2x, clean_latent_2x_indices),
-            "latents_history_4x": (clean_latents_4x, clean_latent_4x_indices),
-        }
-        renamed = {}
-        for name, (latents, indices) in history.items():
-            if latents is None:
-                latents, indices = hidden_states[:, :, :0], latent_indices[..., :0]
-            renamed[name] = latents.to(hidden_states)
-            renamed[f"indices_{name}"] = _shared_row(indices)
-
-        return super().forward(
-            hidden_states=hidden_states,
-            timestep=timestep,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            pooled_projections=pooled_projections,
-            image_embeds=image_embeddings.to(hidden_states),
-            indices_latents=_shared_row(latent_indices),
-            guidance=guidance,
-            attention_kwargs=attention_kwargs,
-            return_dict=return_dict,
-            **renamed,
+        history = (
+            (clean_latents, clean_latent_indices),
+            (clean_latents_2x, clean_latent_2x_indices),
+            (clean_latents_4x, clean_latent_4x_indices),
         )
+        packed, places = self._pack(hidden_states, latent_indices, history)
+        condition, _ = self.time_text_embed(timestep, pooled_projections, guidance)
+        text = self.context_embedder(encoder_hidden_states, timestep, encoder_attention_mask)
+        image = self.image_projection(image_embeddings.to(hidden_states))
+        text = torch.cat([image, text], dim=1)
+        mask = None
+        if encoder_attention_mask is not None:
+            counted = image.shape[1] + encoder_attention_mask.sum(dim=1)
+            if len(counted) == 1:
+                text = text[:, : int(counted)]
+            else:
+                tokens = torch.arange(packed.shape[1] + text.shape[1], device=packed.device)
+                mask = (tokens < packed.shape[1] + counted[:, None])[:, None, None]
 
-    def _pad_rotary_emb(
+        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                block = functools.partial(self._gradient_checkpointing_func, block)
+            packed, text = block(packed, text, condition, mask, places)
+
+        batch, _, frames, height, width = hidden_states.shape
+        p, p_t = self.config.patch_size, self.config.patch_size_t
+        frames, height, width = frames // p_t, height // p, width // p
+        x = self.norm_out(packed[:, -frames * height * width :], condition)
+        x = self.proj_out(x).view(batch, frames, height, width, -1, p_t, p, p)
+        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return Transformer2DModelOutput(sample=x) if return_dict else (x,)
+
+    def _pack(
         self,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        height: int,
-        width: int,
-        kernel_size: tuple[int, int, int],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if image_rotary_emb[0].shape[0] == 0:  # absent history; padding refuses zero frames
-            return image_rotary_emb
-        return super()._pad_rotary_emb(image_rotary_emb, height, width, kernel_size)
+        hidden_states: torch.Tensor,
+        latent_indices: torch.Tensor,
+        history: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]],
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """The window's tokens after those of history, farthest first, and their rotary tables.
+
+        Args:
+            hidden_states, latent_indices: see `forward`.
+            history: latents and indices at 1x, 2x and 4x; without latents there are no tokens.
+        """
+        size = hidden_states.shape[-2:]
+        patches = [side // self.config.patch_size for side in size]
+
+        def table(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.rope(_shared_row(indices), *size, device=hidden_states.device)
+
+        tokens, tables = [self.x_embedder(hidden_states)], [table(latent_indices)]
+        latents = (None if x is None or not x.shape[2] else x.to(hidden_states) for x, _ in history)
+        embedded = self.clean_x_embedder(*latents)
+        for scale, (x, (_, indices)) in enumerate(zip(embedded, history, strict=True)):
+            if x is not None:
+                places = table(indices)
+                if scale > 0:
+                    places = self._pad_rotary_emb(places, *patches, (2**scale,) * 3)
+                tokens.insert(0, x)
+                tables.insert(0, places)
+        cos, sin = (torch.cat(some) for some in zip(*tables, strict=True))
+        return torch.cat(tokens, dim=1), (cos, sin)
 
 
 def _shared_row(indices: torch.Tensor) -> torch.Tensor:

@@ -31,10 +31,7 @@ def velocity(
     image: torch.Tensor,
     scale: torch.Tensor,
 ) -> torch.Tensor:
-    """The transformer's forward for a batch without padding.
-
-    Its own forward makes a mask for a batch, with a wait for the device a sample; where there is
-    no padding it changes nothing.
+    """The transformer's forward for a batch without padding, which needs no mask.
 
     Args:
         inputs: "noisy" latents, shape [batch, 16, frames, height, width]; their noise levels
@@ -45,46 +42,19 @@ def velocity(
     Returns:
         float32, shaped as the latents.
     """
-    noisy = inputs["noisy"]
     dtype = transformer.dtype
-    batch, _, frames, height, width = noisy.shape
-    patch = transformer.config.patch_size
-    timestep = (_TIMESTEP * inputs["sigma"]).to(dtype)
-
-    def rotary(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return transformer.rope(
-            frame_indices=indices[0], height=height, width=width, device=noisy.device
-        )
-
-    hidden = transformer.x_embedder(noisy.to(dtype))
-    near, middle, far = transformer.clean_x_embedder(
-        inputs["clean_latents"].to(dtype),
-        inputs["clean_latents_2x"].to(dtype),
-        inputs["clean_latents_4x"].to(dtype),
-    )
-    hidden, places = transformer._pack_history_states(
-        hidden,
-        near,
-        middle,
-        far,
-        rotary(inputs["latent_indices"]),
-        rotary(inputs["clean_latent_indices"]),
-        rotary(inputs["clean_latent_2x_indices"]),
-        rotary(inputs["clean_latent_4x_indices"]),
-        height // patch,
-        width // patch,
-    )
-    condition, _ = transformer.time_text_embed(
-        timestep, pooled.to(dtype), (GUIDANCE_INPUT_SCALE * scale).to(dtype)
-    )
-    text = transformer.context_embedder(text.to(dtype), timestep, None)
-    text = torch.cat([transformer.image_projection(image.to(dtype)), text], dim=1)
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        hidden, text = block(hidden, text, condition, None, places)
-    hidden = hidden[:, -frames * height * width // patch**2 :]
-    hidden = transformer.proj_out(transformer.norm_out(hidden, condition)).float()
-    hidden = hidden.view(batch, frames, height // patch, width // patch, -1, patch, patch)
-    return hidden.permute(0, 4, 1, 2, 5, 3, 6).reshape(noisy.shape)
+    context = {name: inputs[name] for name in inputs if "clean" in name or "indices" in name}
+    return transformer(
+        hidden_states=inputs["noisy"].to(dtype),
+        timestep=(_TIMESTEP * inputs["sigma"]).to(dtype),
+        encoder_hidden_states=text.to(dtype),
+        encoder_attention_mask=None,
+        pooled_projections=pooled.to(dtype),
+        guidance=(GUIDANCE_INPUT_SCALE * scale).to(dtype),
+        image_embeddings=image,
+        return_dict=False,
+        **context,
+    )[0].float()
 
 
 class Trained:
