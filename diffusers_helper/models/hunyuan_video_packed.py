@@ -1,7 +1,8 @@
 """FramePack's transformer: diffusers' network under the names that FramePack's users know."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from diffusers import HunyuanVideoFramepackTransformer3DModel
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
+from torch.func import functional_call
 
-from diffusers_helper.models.teacache import apply_teacache, remove_teacache
+from diffusers_helper.models.teacache import TeaCache
 
 
 class _OutputProjection(nn.Linear):
@@ -37,6 +39,8 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.proj_out = _OutputProjection(self.inner_dim, self.proj_out.out_features)
+        self._teacache: TeaCache | None = None
+        self._pass: str | None = None
 
     @property
     def inner_dim(self) -> int:
@@ -70,10 +74,17 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
             rel_l1_thresh: predicted change from which on a step is computed; more is faster and
                 less faithful.
         """
-        if enable_teacache:
-            apply_teacache(self, num_steps, rel_l1_thresh)
-        else:
-            remove_teacache(self)
+        self._teacache = TeaCache(num_steps, rel_l1_thresh) if enable_teacache else None
+
+    @contextmanager
+    def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
+        """Name the pass that is called, for all that is cached between steps."""
+        self._pass = name
+        try:
+            with super().cache_context(name, **kwargs):
+                yield
+        finally:
+            self._pass = None
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -118,7 +129,7 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
             Velocity, shaped as `hidden_states`.
 
         Raises:
-            ValueError: `image_embeddings` is absent, or rows of indices differ.
+            ValueError: `image_embeddings` is absent, rows of indices differ, or a pass has no name.
         """
         if image_embeddings is None:
             raise ValueError("image_embeddings is required, got None")
@@ -144,18 +155,35 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
                 tokens = torch.arange(packed.shape[1] + text.shape[1], device=packed.device)
                 mask = (tokens < packed.shape[1] + counted[:, None])[:, None, None]
 
-        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                block = functools.partial(self._gradient_checkpointing_func, block)
-            packed, text = block(packed, text, condition, mask, places)
+        def blocks() -> torch.Tensor:
+            x, words = packed, text
+            for block in (*self.transformer_blocks, *self.single_transformer_blocks):
+                if torch.is_grad_enabled() and self.gradient_checkpointing:
+                    block = functools.partial(self._gradient_checkpointing_func, block)
+                x, words = block(x, words, condition, mask, places)
+            return x
+
+        if self._teacache is None:
+            x = blocks()
+        elif self._pass is None:
+            raise ValueError("with TeaCache on, call within transformer.cache_context(name)")
+        else:
+            x = self._teacache.step(self._pass, self._decisive(packed, condition), packed, blocks)
 
         batch, _, frames, height, width = hidden_states.shape
         p, p_t = self.config.patch_size, self.config.patch_size_t
         frames, height, width = frames // p_t, height // p, width // p
-        x = self.norm_out(packed[:, -frames * height * width :], condition)
+        x = self.norm_out(x[:, -frames * height * width :], condition)
         x = self.proj_out(x).view(batch, frames, height, width, -1, p_t, p, p)
         x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return Transformer2DModelOutput(sample=x) if return_dict else (x,)
+
+    def _decisive(self, packed: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """What TeaCache decides by. The first block's weights may be elsewhere, to be fetched only
+        for a step that is computed: of the norm alone they are few."""
+        norm = self.transformer_blocks[0].norm1
+        weights = {name: p.to(packed.device) for name, p in norm.named_parameters()}
+        return functional_call(norm, weights, (packed,), {"emb": condition})[0]
 
     def _pack(
         self,
