@@ -197,7 +197,8 @@ def sample_hunyuan(
         batch_size: None takes it from `prompt_embeds`.
         generator: of the noise; the noise is drawn on its device. None is the global CPU one.
         prompt_embeds, negative_prompt_embeds: text, shape [batch or 1, tokens, dim].
-        prompt_embeds_mask, negative_prompt_embeds_mask: shape [batch or 1, tokens].
+        prompt_embeds_mask, negative_prompt_embeds_mask: which tokens count, the first of each row,
+            shape [batch or 1, tokens]. What counts in no row is cut off.
         prompt_poolers, negative_prompt_poolers: pooled text, shape [batch or 1, dim].
         dtype: of the transformer's inputs.
         device: None takes the transformer's.
@@ -280,9 +281,10 @@ def sample_hunyuan(
     def conditions(
         embeds: torch.Tensor, mask: torch.Tensor, poolers: torch.Tensor, extra: dict
     ) -> dict:
+        longest = int(mask.sum(dim=1).max())  # padding would be refined in every step
         return {
-            "encoder_hidden_states": _batched(embeds, batch_size).to(device, dtype),
-            "encoder_attention_mask": _batched(mask, batch_size).to(device),
+            "encoder_hidden_states": _batched(embeds[:, :longest], batch_size).to(device, dtype),
+            "encoder_attention_mask": _batched(mask[:, :longest], batch_size).to(device),
             "pooled_projections": _batched(poolers, batch_size).to(device, dtype),
             "guidance": guidance,
             **extra,

@@ -149,6 +149,31 @@ def test_batch(batch_size: int | None, prompts: int):
     assert {name: transformer.calls[0][name].shape for name in shapes} == shapes
 
 
+def test_padding_is_cut_off():
+    padded = text(1.0, 2) | {"prompt_embeds_mask": torch.tensor([[1, 0, 0], [1, 1, 0]])}
+    padded["prompt_embeds"][:, 2] = torch.nan
+    transformer = ConstantVelocities()
+    torch.testing.assert_close(sample(transformer, **padded), noise(2) - 1)
+    assert transformer.calls[0]["encoder_attention_mask"].tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("name", golden_case.NAMES)
+def test_padding_changes_nothing_for_the_real_transformer(name: str):
+    def padded(args: dict[str, Any], more: int) -> dict[str, Any]:
+        return args | {
+            n: torch.nn.functional.pad(x, (0, 0, 0, more) if x.ndim == 3 else (0, more))
+            for n, x in args.items()
+            if "prompt_embeds" in n
+        }
+
+    case = golden_case.golden_case(name)
+    made = [
+        sample_hunyuan(case.transformer(), **padded(case.sample_args(), more)) for more in (0, 9)
+    ]
+    assert made[0].equal(made[1])
+    torch.testing.assert_close(made[0], case.outputs["sample"], rtol=0, atol=1e-4)
+
+
 def test_negative_text_is_expanded_too():
     transformer = ConstantVelocities()
     latents = sample(transformer, batch_size=2, real_guidance_scale=3.0)
