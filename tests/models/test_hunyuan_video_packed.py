@@ -8,19 +8,10 @@ from diffusers import HunyuanVideoFramepackTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
+from benchmarks.gpu import as_diffusers
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 from tests.golden_case import HISTORY, NAMES, TRANSFORMER_TENSORS, GoldenCase, golden_case
 
-DIFFUSERS_NAMES = {
-    "image_embeddings": "image_embeds",
-    "latent_indices": "indices_latents",
-    "clean_latents": "latents_clean",
-    "clean_latent_indices": "indices_latents_clean",
-    "clean_latents_2x": "latents_history_2x",
-    "clean_latent_2x_indices": "indices_latents_history_2x",
-    "clean_latents_4x": "latents_history_4x",
-    "clean_latent_4x_indices": "indices_latents_history_4x",
-}
 INDICES = ("latent_indices", *HISTORY.values())
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -41,8 +32,7 @@ def velocity(model: Any, args: dict[str, Any], **changes: Any) -> torch.Tensor:
 
 
 def diffusers_velocity(model: Any, args: dict[str, Any]) -> torch.Tensor:
-    args = {name: x[0] if name in INDICES else x for name, x in args.items()}
-    return velocity(model, {DIFFUSERS_NAMES.get(name, name): x for name, x in args.items()})
+    return velocity(as_diffusers(model), args)
 
 
 def in_dtype(args: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
