@@ -43,7 +43,7 @@ class TrainingConfig:
     up for it. They are half of all, and soon learned."""
     wordings: int = 4
     """Captions of each clip."""
-    flow_steps: int = 9000
+    flow_steps: int = 14000
     batch: int = 128
     matrix_rate: float = 6e-3
     vector_rate: float = 8e-4
