@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from diffusers import FirstBlockCacheConfig
 
-from diffusers_helper.clip_vision import hf_clip_vision_encode
-from diffusers_helper.hunyuan import TEXT_LENGTH, encode_prompt_conds, vae_encode
+from diffusers_helper.hunyuan import vae_encode
 from diffusers_helper.models import Models, load_models
 from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
 from diffusers_helper.sections import LatentHistory, SectionOrder, plan_sections, section_frames
-from diffusers_helper.utils import crop_or_pad_yield_mask
 from training.tiny_world.captions import caption
 from training.tiny_world.config import TrainingConfig
+from training.tiny_world.sample import encode_captions, encode_look
 from training.tiny_world.world import Scene, render, sample_scene, truth
 
 _STEPS, _WINDOW, _SIDE = 25, 9, 128
@@ -38,21 +37,9 @@ def conditions(models: Models, scene: Scene) -> dict[str, Any]:
     first = render([scene], truth([scene], 1))
     start = vae_encode(first.float() / 127.5 - 1, models.vae, torch.Generator().manual_seed(0))
     (section, *_) = plan_sections(SectionOrder.FORWARD, 2.0, _WINDOW)
-    text, pooled = encode_prompt_conds(
-        caption(scene, 0),
-        models.text_encoder,
-        models.text_encoder_2,
-        models.tokenizer,
-        models.tokenizer_2,
-    )
-    embeds, mask = crop_or_pad_yield_mask(text, TEXT_LENGTH)
-    pixels = first[0, :, 0].permute(1, 2, 0).numpy()
-    seen = hf_clip_vision_encode(pixels, models.feature_extractor, models.image_encoder)
     return {
-        "prompt_embeds": embeds,
-        "prompt_embeds_mask": mask,
-        "prompt_poolers": pooled,
-        "image_embeddings": seen.last_hidden_state,
+        "image_embeddings": encode_look(models, first[0]),
+        **encode_captions(models, [caption(scene, 0)]),
         **LatentHistory(SectionOrder.FORWARD, _WINDOW, start).context(section),
     }
 

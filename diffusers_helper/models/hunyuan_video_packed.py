@@ -204,7 +204,7 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
             return self.rope(_shared_row(indices), *size, device=hidden_states.device)
 
         tokens, tables = [self.x_embedder(hidden_states)], [table(latent_indices)]
-        latents = (None if x is None or not x.shape[2] else x.to(hidden_states) for x, _ in history)
+        latents = (None if x is None else x.to(hidden_states) for x, _ in history)
         embedded = self.clean_x_embedder(*latents)
         for scale, (x, (_, indices)) in enumerate(zip(embedded, history, strict=True)):
             if x is not None:

@@ -22,7 +22,7 @@ BEGUN = 0.1958
 """Where 3 s^2 - 2 s^3, by which most actions go, is a tenth."""
 DELAYS = {
     "spin": lambda s: s.begin + 0.1 + 0.1 * ((FRAMES - 1) / 30 - s.begin - 0.1),
-    "jump": lambda s: s.begin + math.asin(0.1) / math.pi / 1.2,
+    "jump": lambda s: s.begin + math.asin(0.1) / math.pi / 0.8,
     "wave": lambda s: s.begin + 0.1 * 0.2,
     "leave": lambda s: s.begin + 1.25 * s.duration * 0.1 ** (1 / 1.3),
 }

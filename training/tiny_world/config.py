@@ -40,7 +40,7 @@ class TrainingConfig:
     """Of clips whose action begins with their second section; the first is captioned as still."""
     quiet_drawn: float = 0.35
     """How often clips in which nothing happens are drawn, against the others; what they weigh makes
-    up for it. They are half of all, and soon learned."""
+    up for it. They are nearly half of all, and soon learned."""
     wordings: int = 4
     """Captions of each clip."""
     flow_steps: int = 14000

@@ -62,11 +62,11 @@ def sample_clips(
     sections = plan_sections(order, seconds, window)
     timed = [timed_prompts(caption, seconds) for caption in captions]
     told = [tuple(in_force(t, section.middle).text for t in timed) for section in sections]
-    texts = {some: _texts(models, some) for some in dict.fromkeys(told)}
+    texts = {some: encode_captions(models, some) for some in dict.fromkeys(told)}
     gates = section_gates([texts[some]["prompt_poolers"] for some in told], prompt_gate)
-    conditions = {"image_embeddings": torch.cat([_look(models, image) for image in first])}
+    conditions = {"image_embeddings": torch.cat([encode_look(models, image) for image in first])}
     if cfg != 1.0:
-        nothing = _texts(models, [""] * len(scenes))
+        nothing = encode_captions(models, [""] * len(scenes))
         conditions |= {f"negative_{name}": value for name, value in nothing.items()}
     models.transformer.initialize_teacache(False)
     history = LatentHistory(order, window, start)
@@ -102,14 +102,17 @@ def sample_clips(
     return (video.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
 
-def _look(models: Models, image: torch.Tensor) -> torch.Tensor:
+@torch.inference_mode()
+def encode_look(models: Models, image: torch.Tensor) -> torch.Tensor:
+    """`image_embeddings` of the first frame of a clip, uint8, shape [3, frames, height, width]."""
     pixels = image[:, 0].permute(1, 2, 0).cpu().numpy()
     return hf_clip_vision_encode(
         pixels, models.feature_extractor, models.image_encoder
     ).last_hidden_state
 
 
-def _texts(models: Models, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+def encode_captions(models: Models, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What `sample_hunyuan` is given of captions, of any number."""
     encoded = [
         encode_prompt_conds(
             c, models.text_encoder, models.text_encoder_2, models.tokenizer, models.tokenizer_2
