@@ -17,5 +17,5 @@ def untrained() -> dict:
 
 @pytest.fixture(scope="session")
 def clips(untrained: dict, tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    file = tmp_path_factory.mktemp("clips") / "clips.pt"
-    return Clips(untrained, MINIATURE_TRAINING, torch.device("cpu"), file)
+    folder = tmp_path_factory.mktemp("clips")
+    return Clips(untrained, MINIATURE_TRAINING, torch.device("cpu"), folder)

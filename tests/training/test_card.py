@@ -18,7 +18,7 @@ SCENES = 20
 def facts(**vae: float) -> dict[str, Any]:
     return {
         "config": asdict(MINIATURE_TRAINING),
-        "machine": {"device": "a GPU", "torch": "2"},
+        "machine": {"device": "a GPU", "processes": 1, "torch": "2"},
         "seconds": {"vae": 1.5, "flow": 20.0, "distil": 3.0},
         "vae": {"losses": {"pixels": 0.1}, "steps": 5, "psnr": 37.0, "subject_psnr": 27.0} | vae,
         "flow": {"loss": 0.25},

@@ -68,7 +68,7 @@ def test_targets_lie_behind_their_start_image(clips: Clips):
 
 def test_a_late_clip_is_told_as_still_at_first(untrained: dict, tmp_path: Path):
     config = replace(MINIATURE_TRAINING, late_share=1.0, still_share=0.0, clips=8)
-    clips = Clips(untrained, config, CPU, tmp_path / "clips.pt")
+    clips = Clips(untrained, config, CPU, tmp_path / "clips")
     still = {caption(sample_scene(seed, "still"), 0) for seed in range(400)}
     verbs = {phrase.split()[-1].strip(".") for phrase in still}
     for group in clips._groups:
@@ -79,10 +79,10 @@ def test_a_late_clip_is_told_as_still_at_first(untrained: dict, tmp_path: Path):
             assert all(any(verb in text for verb in verbs) for text in told) == is_first
 
 
-def test_clips_are_kept(clips: Clips, untrained: dict, tmp_path: Path):
-    file = tmp_path / "clips.pt"
-    torch.save(clips._groups, file)
-    again = Clips(untrained, MINIATURE_TRAINING, CPU, file)
+def test_clips_are_kept(untrained: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clips = Clips(untrained, MINIATURE_TRAINING, CPU, tmp_path)
+    monkeypatch.delattr("training.tiny_world.data.encode_clips")
+    again = Clips(untrained, MINIATURE_TRAINING, CPU, tmp_path)
     assert torch.equal(again.batch(5).target, clips.batch(5).target)
 
 
@@ -101,7 +101,7 @@ def test_what_is_drawn_less_often_weighs_more():
     draws, rng = Draws(captions, quiet, 0.25), random.Random(0)
     seen = {clip: [] for clip in range(4)}
     for _ in range(3000):
-        chosen, weights = draws.draw(rng, 4)
+        chosen, weights = draws.draw(rng, draws.length(rng), 4)
         for (clip, _, _), weight in zip(chosen, weights, strict=True):
             seen[clip].append(weight)
     drawn = sum(map(len, seen.values()))
@@ -123,7 +123,7 @@ def test_the_subject_of_the_start_image_weighs_more():
 
 def test_clips_in_which_nothing_happens_are_known(untrained: dict, tmp_path: Path):
     config = replace(MINIATURE_TRAINING, still_share=0.5, late_share=0.0, clips=16)
-    clips = Clips(untrained, config, CPU, tmp_path / "clips.pt")
+    clips = Clips(untrained, config, CPU, tmp_path / "clips")
     known = [is_quiet for group in clips._groups for is_quiet in group.quiet]
     seen = [
         bool((latents[:, -1] - latents[:, 1]).abs().max() < 1e-5)

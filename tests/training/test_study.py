@@ -19,7 +19,7 @@ PARSERS = {"training.tiny_world": training._parser, "evaluation": evaluation._pa
 
 
 def planned() -> list[Job]:
-    return plan_jobs(FOLDER, ["--set", "batch=64"], ["--steps=7"], "0,0.5", seeds=4)
+    return plan_jobs(FOLDER, ["--set", "batch=64"], ["--steps=7"], "0,0.5", seeds=4, gpus_each=2)
 
 
 def test_jobs_are_what_the_commands_understand():
@@ -31,11 +31,11 @@ def test_jobs_are_what_the_commands_understand():
             assert options.steps == 7 and options.weights.parent.parent == FOLDER, job.name
         else:
             assert ("batch", 64) in options.set, job.name
-        assert job.alone == (job.module != "evaluation"), job.name
+        assert job.gpus == (0 if job.module == "evaluation" else 2), job.name
 
 
 def test_prompts_change_in_miniature_too():
-    for job in plan_jobs(FOLDER, [], ["--steps=1", "--seconds=1"], "0", seeds=1):
+    for job in plan_jobs(FOLDER, [], ["--steps=1", "--seconds=1"], "0", seeds=1, gpus_each=1):
         if job.module == "evaluation":
             options = PARSERS["evaluation"]().parse_args(job.arguments)
             assert options.seconds == (3.6 if options.transitions else 1), job.name
@@ -80,7 +80,7 @@ def test_the_number_of_videos_is_as_told():
     """By the arms at one base, at the small world's noise levels."""
     sigmas = section_sigmas(25, 128, 128, section_frames(9))
     made, videos = {}, Counter()
-    for job in plan_jobs(FOLDER, [], [], "0,0.3,0.5,0.7,0.8,1", seeds=32):
+    for job in plan_jobs(FOLDER, [], [], "0,0.3,0.5,0.7,0.8,1", seeds=32, gpus_each=1):
         if job.module == "evaluation":
             plan = evaluation._plan(PARSERS["evaluation"]().parse_args(job.arguments), began=0)
             folder = job.arguments[0].rsplit("/")[-1]
@@ -101,7 +101,8 @@ def commands(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_LIMITS", {"line": ("limit", 1.0)})
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     shell = f"""#!/bin/sh
-exec {python} -c "$3" "$CUDA_VISIBLE_DEVICES" {notes}
+for code; do :; done
+exec {python} -c "$code" "$CUDA_VISIBLE_DEVICES" {notes}
 """
     (tmp_path / "python").write_text(shell)
     (tmp_path / "python").chmod(0o755)
@@ -112,10 +113,10 @@ exec {python} -c "$3" "$CUDA_VISIBLE_DEVICES" {notes}
     return noted
 
 
-def line(name: str, *needs: str, status: int = 0, alone: bool = False) -> Job:
+def line(name: str, *needs: str, status: int = 0, gpus: int = 0) -> Job:
     code = "import sys, time; note = lambda t: open(sys.argv[2], 'a').write(t + ' '); "
     code += f"note('>{name}'); time.sleep(0.2); note('{name}:' + sys.argv[1]); "
-    return Job(name, "line", (code + f"print('told'); sys.exit({status})",), needs, alone)
+    return Job(name, "line", (code + f"print('told'); sys.exit({status})",), needs, gpus)
 
 
 def ended(notes: list[str]) -> list[str]:
@@ -142,10 +143,18 @@ def test_every_gpu_has_one_job_at_a_time(tmp_path, commands, monkeypatch):
 
 def test_a_job_that_needs_a_gpu_alone_has_it(tmp_path, commands, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
-    run_jobs([line("a"), line("b"), line("c", alone=True), line("d")], tmp_path, ["0"], 2, math.inf)
+    run_jobs([line("a"), line("b"), line("c", gpus=1), line("d")], tmp_path, ["0"], 2, math.inf)
     notes = [note.split(":")[0] for note in commands()]
     assert set(notes[:2]) == {">a", ">b"} and set(notes[2:4]) == {"a", "b"}
     assert notes[4:] == [">c", "c", ">d", "d"]
+
+
+def test_a_training_on_two_gpus_waits_for_both(tmp_path, commands, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
+    run_jobs([line("a"), line("b", gpus=2), line("c")], tmp_path, ["0", "1"], 1, math.inf)
+    notes = commands()
+    assert [note.split(":")[0] for note in notes] == [">a", "a", ">b", "b", ">c", "c"]
+    assert set(ended(notes)[1].removeprefix("b:").split(",")) == {"0", "1"}
 
 
 def test_only_gpus_that_the_user_shows_are_used(monkeypatch):

@@ -1,4 +1,5 @@
-"""Train the small model: `python -m training.tiny_world --help`."""
+"""Train the small model: `python -m training.tiny_world --help`, or on several GPUs
+`torchrun --nproc-per-node N -m training.tiny_world ...`."""
 
 import argparse
 import json
@@ -16,6 +17,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 
 from diffusers_helper.hunyuan import vae_decode
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from training.tiny_world import together
 from training.tiny_world.captions import caption
 from training.tiny_world.config import MINIATURE_TRAINING, TrainingConfig
 from training.tiny_world.data import Clips, clip_frames, encode_clips
@@ -41,28 +43,39 @@ _VOCABULARY_CAPTIONS = 4000
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0 when all asked for is done, 3 when time was up before."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     config = replace(
         MINIATURE_TRAINING if options.miniature else TrainingConfig(), **dict(options.set)
     )
-    options.output.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        handlers=[logging.StreamHandler(), logging.FileHandler(options.output / "log.txt")],
-    )
-    run = Run(options.output, config, options.vae, time.monotonic() + 60 * options.minutes)
+    together.join()
     try:
+        if config.batch % together.count():
+            parser.error(f"{together.count()} processes cannot share a batch of {config.batch}")
+        options.output.mkdir(parents=True, exist_ok=True)
+        if together.number() == 0:
+            _log_to(options.output / "log.txt")
+        run = Run(options.output, config, options.vae, time.monotonic() + 60 * options.minutes)
         for stage in STAGES[: STAGES.index(options.until) + 1]:
             run.stage(stage)
     except Interrupted as interruption:
         logger.info("Time is up in %s; the same command goes on from here", interruption)
         return 3
+    finally:
+        together.leave()
     return 0
 
 
+def _log_to(file: Path) -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(file)],
+    )
+
+
 class Run:
-    """A training in a folder; each stage is done once.
+    """A training in a folder; each stage is done once, by all processes, and the first writes.
 
     Args:
         folder: of the training.
@@ -78,13 +91,20 @@ class Run:
         self.config = config
         self._vae = vae
         self._deadline = deadline
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = torch.cuda.is_available()
+        # By its number, since other threads have a current device of their own.
+        number = torch.cuda.current_device() if on_gpu else None
+        self._device = torch.device("cuda" if on_gpu else "cpu", number)
         self._facts_file = folder / "facts.json"
-        if not self._facts_file.exists():
-            on_gpu = self._device.type == "cuda"
-            device = torch.cuda.get_device_name() if on_gpu else platform.machine()
+        if together.number() == 0 and not self._facts_file.exists():
+            machine = {
+                "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+                "processes": together.count(),
+                "torch": torch.__version__,
+            }
             self._note("config", asdict(config))
-            self._note("machine", {"device": device, "torch": torch.__version__})
+            self._note("machine", machine)
+        together.wait()
 
     def stage(self, name: str) -> None:
         """Run a stage unless it is done.
@@ -92,17 +112,19 @@ class Run:
         Raises:
             Interrupted: at the deadline.
         """
-        if name in self.facts():
+        known = self.facts()
+        if name in known:
             return
         began = time.monotonic()
         train = {"vae": self._train_vae, "flow": self._train_flow, "distil": self._distil}[name]
         try:
             facts = train()
         finally:
-            spent = self.facts().get("seconds", {})
+            spent = known.get("seconds", {})
             spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
             self._note("seconds", spent)
         self._note(name, facts)
+        together.wait()
         logger.info("Stage %s is done: %s", name, facts)
 
     def facts(self) -> dict[str, Any]:
@@ -111,8 +133,9 @@ class Run:
         return json.loads(self._facts_file.read_text())
 
     def _note(self, name: str, value: dict[str, Any]) -> None:
-        known = self.facts() if self._facts_file.exists() else {}
-        self._facts_file.write_text(json.dumps(known | {name: value}, indent=1) + "\n")
+        if together.number() == 0:
+            known = self.facts() if self._facts_file.exists() else {}
+            self._facts_file.write_text(json.dumps(known | {name: value}, indent=1) + "\n")
 
     def _build(self) -> dict[str, Any]:
         """Components with new weights; the same tokenizers for every seed."""
@@ -144,10 +167,13 @@ class Run:
             facts = self._vae / "facts.json"
             known = json.loads(facts.read_text())["vae"] if facts.exists() else {}
             known["from"] = self._vae.name
-        vae.to(torch.float16).save_pretrained(self.folder / "vae")
-        checkpoint.unlink(missing_ok=True)
+        if together.number() == 0:
+            vae.to(torch.float16).save_pretrained(self.folder / "vae")
+            checkpoint.unlink(missing_ok=True)
+        together.wait()
         quality, latent_rgb = self._judge_vae(self._load(None)["vae"])
-        (self.folder / "latent_rgb.json").write_text(json.dumps(latent_rgb.tolist()))
+        if together.number() == 0:
+            (self.folder / "latent_rgb.json").write_text(json.dumps(latent_rgb.tolist()))
         return known | quality
 
     def _statistics_scenes(self) -> list[list[Scene]]:
@@ -212,9 +238,11 @@ class Run:
         return {"loss": loss}
 
     def _clips(self, components: dict[str, Any]) -> Clips:
-        return Clips(components, self.config, self._device, self.folder / "clips.pt")
+        return Clips(components, self.config, self._device, self.folder / "clips")
 
     def _save(self, components: dict[str, Any], name: str) -> None:
+        if together.number() > 0:
+            return
         save(
             components,
             self.folder / name,

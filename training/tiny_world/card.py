@@ -134,7 +134,8 @@ measured without a GPU. Parameters in millions: {sizes}.
 
 ## Training
 
-On {machine["device"]}, PyTorch {machine["torch"]}. Losses are means over the last hundred steps.
+On {machine["processes"]} x {machine["device"]}, PyTorch {machine["torch"]}. Losses are means over
+the last hundred steps.
 
 | stage | steps | seconds | last loss |
 |---|---|---|---|

@@ -32,8 +32,8 @@ class TrainingConfig:
     gradient_weight: float = 0.5
     kl_weight: float = 3e-4
 
-    clips: int = 10240
-    """Encoded once, for the transformer."""
+    clips: int = 20480
+    """Encoded once, for the transformer, each process its share."""
     long_share: float = 0.25
     """Of clips with three sections; the others have two."""
     late_share: float = 0.25
@@ -44,7 +44,8 @@ class TrainingConfig:
     wordings: int = 4
     """Captions of each clip."""
     flow_steps: int = 14000
-    batch: int = 128
+    batch: int = 256
+    """Of all processes together."""
     matrix_rate: float = 6e-3
     vector_rate: float = 8e-4
     warm_up: int = 100

@@ -14,6 +14,7 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 
 from diffusers_helper.pipelines.k_diffusion_hunyuan import LATENT_FRAME
 from diffusers_helper.sections import FPS, LatentHistory, Section, SectionOrder, plan_sections
+from training.tiny_world import together
 from training.tiny_world.captions import caption
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.vae import visibility
@@ -113,9 +114,14 @@ class Draws:
         self._totals = [sum(some) for some in self._chances.values()]
         self._mean = sum(self._totals) / sum(map(len, captions.values()))
 
-    def draw(self, rng: random.Random, count: int) -> tuple[list[_Caption], list[float]]:
+    def length(self, rng: random.Random) -> int:
+        """One that there are captions of."""
+        return rng.choices(list(self._captions), self._totals)[0]
+
+    def draw(
+        self, rng: random.Random, length: int, count: int
+    ) -> tuple[list[_Caption], list[float]]:
         """Captions, and how much each must weigh for means to be as if all were as likely."""
-        length = rng.choices(list(self._captions), self._totals)[0]
         chances = self._chances[length]
         drawn = rng.choices(range(len(chances)), chances, k=count)
         some = self._captions[length]
@@ -125,25 +131,35 @@ class Draws:
 class Clips:
     """Encodes `config.clips` clips and draws batches of sections of them.
 
+    Of several processes each encodes its share, and all draw from all. A step's batches are of one
+    shape everywhere, so that no process waits for another, and of sections drawn by themselves.
+
     Args:
         components: by their attribute in `Models`, on `device`; VAE and tokenizers are used.
         config: see `TrainingConfig`.
         device: where latents are kept.
-        file: keeps them for the next time; written if it is not there.
+        folder: keeps them for the next time, in a file of each process; made if it is not there.
     """
 
     def __init__(
-        self, components: dict[str, Any], config: TrainingConfig, device: torch.device, file: Path
+        self, components: dict[str, Any], config: TrainingConfig, device: torch.device, folder: Path
     ) -> None:
         self._config = config
         self._device = device
         self._text = Text(components, device)
-        if file.exists():
-            # Our own file, and more than tensors.
-            self._groups = torch.load(file, device, weights_only=False)
-        else:
-            self._groups = self._encode_all(components)
-            torch.save(self._groups, file)
+        self._count = config.batch // together.count()
+        folder.mkdir(exist_ok=True)
+        files = [folder / f"{i + 1} of {together.count()}.pt" for i in range(together.count())]
+        own = files[together.number()]
+        if not own.exists():
+            torch.save(self._encode_share(components), own)
+        together.wait()
+        # Our own files, and more than tensors.
+        shares = [torch.load(file, device, weights_only=False) for file in files]
+        kinds = sorted({kind for share in shares for kind in share})
+        self._groups = [
+            _joined([share[kind] for share in shares if kind in share]) for kind in kinds
+        ]
         unseen = config.unseen_weight
         seen = visibility(components["vae"], self._groups[0].latents[:_LOOKED_AT, :, :1])
         self._channels = (unseen + (1 - unseen) * seen).view(-1, 1, 1, 1)
@@ -155,7 +171,7 @@ class Clips:
             for group in self._groups
         ]
 
-    def _encode_all(self, components: dict[str, Any]) -> list[_Group]:
+    def _encode_share(self, components: dict[str, Any]) -> dict[tuple, _Group]:
         config = self._config
         rng = random.Random(config.seed)
         kinds: dict[tuple, list[int]] = defaultdict(list)
@@ -163,10 +179,13 @@ class Clips:
             size = rng.choices(SIZES, (3, 1, 1))[0]
             sections = 3 if rng.random() < config.long_share else 2
             kinds[size, sections].append(rng.randrange(config.unseen_seed))
-        return [
-            self._encode(size, sections, seeds, components)
-            for (size, sections), seeds in sorted(kinds.items())
-        ]
+        shares = {
+            kind: seeds[together.number() :: together.count()]
+            for kind, seeds in sorted(kinds.items())
+        }
+        return {
+            kind: self._encode(*kind, seeds, components) for kind, seeds in shares.items() if seeds
+        }
 
     @torch.no_grad()
     def _encode(
@@ -205,7 +224,7 @@ class Clips:
         return _Group(sections, *tensors, quiet, captions)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: always the same for the same step."""
+        """This process's batch of a step: always the same for the same step."""
         config = self._config
         rng = random.Random(f"{config.seed} {step}")
         number = rng.choices(range(len(self._groups)), [len(g.latents) for g in self._groups])[0]
@@ -218,7 +237,10 @@ class Clips:
         sections = plan_sections(order, count * config.window * LATENT_FRAME / FPS, config.window)
         now = rng.choice(sections)
 
-        chosen, weights = self._draws[number][now.start == 0].draw(rng, config.batch)
+        draws = self._draws[number][now.start == 0]
+        length = draws.length(rng)
+        own = random.Random(f"{config.seed} {step} {together.number()}")
+        chosen, weights = draws.draw(own, length, self._count)
         clips = self._index([clip for clip, _, _ in chosen])
         latents = group.latents[clips]
         history = LatentHistory(order, config.window, latents[:, :, :1])
@@ -238,10 +260,29 @@ class Clips:
     def no_caption(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Llama's and CLIP's tokens of an empty prompt, shape [batch, tokens]."""
         ((llama, clip),) = self._text.tokens([""])
-        return self._index([llama] * self._config.batch), self._index([clip] * self._config.batch)
+        return self._index([llama] * self._count), self._index([clip] * self._count)
 
     def _index(self, numbers: list) -> torch.Tensor:
         return torch.tensor(numbers, device=self._device)
+
+
+def _joined(groups: Sequence[_Group]) -> _Group:
+    """The same clips as one group."""
+    captions = {True: defaultdict(list), False: defaultdict(list)}
+    before = 0
+    for group in groups:
+        for is_first, by_length in group.captions.items():
+            for length, some in by_length.items():
+                captions[is_first][length] += [(before + clip, *rest) for clip, *rest in some]
+        before += len(group.latents)
+    return _Group(
+        groups[0].sections,
+        torch.cat([group.latents for group in groups]),
+        torch.cat([group.thumbnails for group in groups]),
+        torch.cat([group.weights for group in groups]),
+        [quiet for group in groups for quiet in group.quiet],
+        captions,
+    )
 
 
 def clip_frames(sections: int, window: int) -> int:

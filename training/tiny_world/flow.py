@@ -11,6 +11,7 @@ from torch import nn
 
 from diffusers_helper.k_diffusion.wrapper import GUIDANCE_INPUT_SCALE
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from training.tiny_world import together
 from training.tiny_world.config import TrainingConfig
 from training.tiny_world.data import Batch, Clips, Text
 from training.tiny_world.loop import take_steps
@@ -93,6 +94,7 @@ class Trained:
         for weight, exact in zip(self._weights, self._exact, strict=True):
             exact.grad = None if weight.grad is None else weight.grad.float()
             weight.grad = None
+        together.average([p.grad for p in self._exact if p.grad is not None])
         nn.utils.clip_grad_norm_(self._exact, 1.0)
         self._optimizer.step(share)
         torch._foreach_copy_(self._weights, self._exact)
@@ -162,12 +164,18 @@ def _train(
     return losses.get("loss", math.nan)
 
 
+def _generator(seed: int, device: torch.device) -> torch.Generator:
+    """Each process has its own."""
+    own = random.Random(f"{seed} {together.number()}").getrandbits(32)
+    return torch.Generator(device).manual_seed(own)
+
+
 def _noisy(batch: Batch, step: int, config: TrainingConfig) -> Tensors:
     """Inputs of a step: "noisy" latents, their noise levels "sigma", the true "velocity", and the
     history as it is shown."""
     target = batch.target.float()
     device = target.device
-    generator = torch.Generator(device).manual_seed(config.seed * 10_000_019 + step)
+    generator = _generator(config.seed * 10_000_019 + step, device)
 
     def uniform(low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         return low + (high - low) * torch.rand(len(target), generator=generator, device=device)
@@ -283,8 +291,7 @@ def distil_guidance(
 
     def inputs(step: int) -> Tensors:
         batch = clips.batch(step + config.flow_steps)
-        generator = torch.Generator(device).manual_seed(step)
-        uniform = torch.rand(config.batch, generator=generator, device=device)
+        uniform = torch.rand(len(batch.target), generator=_generator(step, device), device=device)
         return _noisy(batch, step + config.flow_steps, config) | {
             "llama": batch.llama,
             "clip": batch.clip,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from training.tiny_world import together
 from training.tiny_world.progress import Progress
 from training.tiny_world.recorded import Recorded, Tensors, made_ahead
 
@@ -42,7 +43,7 @@ def take_steps(
         make: of the number of a step, the tensors and what is fixed that `take` takes; the same
             every time.
         take: see `Recorded`.
-        deadline: by `time.monotonic`.
+        deadline: by `time.monotonic`; of several processes the first counts.
 
     Returns:
         The last mean losses by name.
@@ -61,7 +62,9 @@ def take_steps(
     coming = made_ahead(make, range(done, steps), device)
     for step, (tensors, fixed) in enumerate(coming, start=done):
         losses = progress.step(recorded(tensors, **fixed))
-        if time.monotonic() > deadline and step + 1 < steps:
-            torch.save({"done": step + 1, "trained": trained.state()}, checkpoint)
+        if together.any_of(time.monotonic() > deadline) and step + 1 < steps:
+            if together.number() == 0:
+                torch.save({"done": step + 1, "trained": trained.state()}, checkpoint)
+            together.wait()
             raise Interrupted(f"{stage}: {step + 1} of {steps} steps")
     return losses

@@ -38,19 +38,24 @@ _LIMITS = {_TRAINING: ("--minutes", 60.0), _EVALUATION: ("--time-limit", 1.0)}
 
 @dataclass(frozen=True)
 class Job:
-    """A command that runs on one GPU."""
+    """A command."""
 
     name: str
     module: str
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
     """Names of jobs to be done before."""
-    alone: bool = False
-    """Whether it needs a GPU for itself."""
+    gpus: int = 0
+    """How many it needs for itself; 0 shares one with others."""
 
 
 def plan_jobs(
-    folder: Path, training: Sequence[str], evaluation: Sequence[str], betas: str, seeds: int
+    folder: Path,
+    training: Sequence[str],
+    evaluation: Sequence[str],
+    betas: str,
+    seeds: int,
+    gpus_each: int,
 ) -> list[Job]:
     """All jobs, those first that others wait for.
 
@@ -63,11 +68,12 @@ def plan_jobs(
         training, evaluation: further arguments of all trainings, and of all evaluations.
         betas: as `evaluation` takes them.
         seeds: of each action; twice as many where the model that is shipped is judged.
+        gpus_each: GPUs of a training.
     """
 
     def train(output: str, *arguments: str, needs: Sequence[str] = ()) -> Job:
         arguments = (f"--output={folder / output}", *training, *arguments)
-        return Job(output, _TRAINING, arguments, tuple(needs), alone=True)
+        return Job(output, _TRAINING, arguments, tuple(needs), gpus_each)
 
     def evaluate(
         output: str, label: str, weights: str, *arguments: str, after: Sequence[Job] = ()
@@ -125,7 +131,7 @@ def run_jobs(
     Args:
         logs: folder of what the commands print, and of marks of what is done.
         gpus: those to use, as CUDA_VISIBLE_DEVICES calls them; None is the CPU.
-        at_once: jobs on each at a time, but for those that need it for themselves.
+        at_once: jobs that share one at a time.
         deadline: by `time.monotonic`.
 
     Returns:
@@ -137,7 +143,7 @@ def run_jobs(
     logs.mkdir(parents=True, exist_ok=True)
     done = {job.name for job in jobs if _mark(logs, job).exists()}
     waiting = [job for job in jobs if job.name not in done]
-    running: dict[Future[int], tuple[Job, str | None]] = {}
+    running: dict[Future[int], tuple[Job, list[str | None]]] = {}
     free = dict.fromkeys(gpus, at_once)
     failed = []
     with ThreadPoolExecutor(len(gpus) * at_once) as pool:
@@ -145,20 +151,22 @@ def run_jobs(
             ready = [job for job in waiting if done.issuperset(job.needs)]
             late = deadline - time.monotonic() < _LEAST
             for job in [] if late or failed else ready:
-                gpu = max(free, key=free.get)
+                taken = sorted(free, key=free.get, reverse=True)[: max(job.gpus, 1)]
                 share = _share(job, at_once)
-                if free[gpu] < share:
+                if any(free[gpu] < share for gpu in taken):
                     break
                 waiting.remove(job)
-                free[gpu] -= share
+                for gpu in taken:
+                    free[gpu] -= share
                 logger.info("%s has begun", job.name)
                 threads = max((os.cpu_count() or 1) * share // (len(gpus) * at_once), 1)
-                running[pool.submit(_run, job, logs, gpu, threads, deadline)] = job, gpu
+                running[pool.submit(_run, job, logs, taken, threads, deadline)] = job, taken
             if not running:
                 break
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
-                job, gpu = running.pop(ended)
-                free[gpu] += _share(job, at_once)
+                job, taken = running.pop(ended)
+                for gpu in taken:
+                    free[gpu] += _share(job, at_once)
                 status = ended.result()
                 logger.info("%s has ended with status %d", job.name, status)
                 if status == 0:
@@ -172,17 +180,19 @@ def run_jobs(
 
 
 def _share(job: Job, at_once: int) -> int:
-    """Of what a GPU runs at a time."""
-    return at_once if job.alone else 1
+    """Of what each of its GPUs runs at a time."""
+    return at_once if job.gpus else 1
 
 
-def _run(job: Job, logs: Path, gpu: str | None, threads: int, deadline: float) -> int:
+def _run(job: Job, logs: Path, gpus: Sequence[str | None], threads: int, deadline: float) -> int:
     option, unit = _LIMITS[job.module]
     left = max(deadline - time.monotonic(), 0.0) / unit
     limit = [] if math.isinf(left) else [option, f"{left:.2f}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    command = [sys.executable, "-m", job.module, *job.arguments, *limit]
+    environment |= {} if None in gpus else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    spread = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(len(gpus)), "-m"]
+    several = spread if len(gpus) > 1 else []
+    command = [sys.executable, "-m", *several, job.module, *job.arguments, *limit]
     with (logs / f"{job.name}.txt").open("a") as log:
         return subprocess.run(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
@@ -216,7 +226,8 @@ def write_model(folder: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 failed, 3 time was up before."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     deadline = time.monotonic() + 60 * options.minutes
     training = [word for setting in options.set for word in ("--set", setting)]
@@ -226,9 +237,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.miniature:
         training.append("--miniature")
         evaluation += ["--steps=1", "--seconds=1"]
-    jobs = plan_jobs(options.output, training, evaluation, options.betas, options.seeds)
+    gpus = _gpus()
+    if options.gpus_each > len(gpus):
+        parser.error(f"--gpus-each is {options.gpus_each}, and there are {len(gpus)}")
+    jobs = plan_jobs(
+        options.output, training, evaluation, options.betas, options.seeds, options.gpus_each
+    )
     try:
-        done = run_jobs(jobs, options.output / "logs", _gpus(), options.at_once, deadline)
+        done = run_jobs(jobs, options.output / "logs", gpus, options.at_once, deadline)
     except RuntimeError as error:
         logger.error("%s", error)
         return 1
@@ -271,6 +287,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=range(1, 9),
         metavar="N",
         help="evaluations on each GPU at a time, 1 to 8 (default: 1)",
+    )
+    parser.add_argument(
+        "--gpus-each",
+        type=int,
+        default=1,
+        choices=range(1, 17),
+        metavar="N",
+        help="GPUs of each training, 1 to 16 (default: 1)",
     )
     parser.add_argument(
         "--betas", default="0,0.3,0.5,0.7,0.8,1", help="(default: 0,0.3,0.5,0.7,0.8,1)"
