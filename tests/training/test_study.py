@@ -19,7 +19,9 @@ PARSERS = {"training.tiny_world": training._parser, "evaluation": evaluation._pa
 
 
 def planned() -> list[Job]:
-    return plan_jobs(FOLDER, ["--set", "batch=64"], ["--steps=7"], "0,0.5", seeds=4, gpus_each=2)
+    return plan_jobs(
+        FOLDER, ["--set", "batch=64"], ["--steps=7"], "0,0.5", seeds=4, gpus_each=2, processes=3
+    )
 
 
 def test_jobs_are_what_the_commands_understand():
@@ -31,11 +33,14 @@ def test_jobs_are_what_the_commands_understand():
             assert options.steps == 7 and options.weights.parent.parent == FOLDER, job.name
         else:
             assert ("batch", 64) in options.set, job.name
-        assert job.gpus == (0 if job.module == "evaluation" else 2), job.name
+        shape = (1, 3) if job.module == "evaluation" else (2, 1)
+        assert (job.gpus, job.processes) == shape, job.name
 
 
 def test_prompts_change_in_miniature_too():
-    for job in plan_jobs(FOLDER, [], ["--steps=1", "--seconds=1"], "0", seeds=1, gpus_each=1):
+    for job in plan_jobs(
+        FOLDER, [], ["--steps=1", "--seconds=1"], "0", seeds=1, gpus_each=1, processes=1
+    ):
         if job.module == "evaluation":
             options = PARSERS["evaluation"]().parse_args(job.arguments)
             assert options.seconds == (3.6 if options.transitions else 1), job.name
@@ -80,7 +85,7 @@ def test_the_number_of_videos_is_as_told():
     """By the arms at one base, at the small world's noise levels."""
     sigmas = section_sigmas(25, 128, 128, section_frames(9))
     made, videos = {}, Counter()
-    for job in plan_jobs(FOLDER, [], [], "0,0.3,0.5,0.7,0.8,1", seeds=32, gpus_each=1):
+    for job in plan_jobs(FOLDER, [], [], "0,0.3,0.5,0.7,0.8,1", seeds=32, gpus_each=1, processes=1):
         if job.module == "evaluation":
             plan = evaluation._plan(PARSERS["evaluation"]().parse_args(job.arguments), began=0)
             folder = job.arguments[0].rsplit("/")[-1]
@@ -101,6 +106,7 @@ def commands(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_LIMITS", {"line": ("limit", 1.0)})
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     shell = f"""#!/bin/sh
+test "$2" = torch.distributed.run && echo "$5" processes
 for code; do :; done
 exec {python} -c "$code" "$CUDA_VISIBLE_DEVICES" {notes}
 """
@@ -113,10 +119,10 @@ exec {python} -c "$code" "$CUDA_VISIBLE_DEVICES" {notes}
     return noted
 
 
-def line(name: str, *needs: str, status: int = 0, gpus: int = 0) -> Job:
+def line(name: str, *needs: str, status: int = 0, **count: int) -> Job:
     code = "import sys, time; note = lambda t: open(sys.argv[2], 'a').write(t + ' '); "
     code += f"note('>{name}'); time.sleep(0.2); note('{name}:' + sys.argv[1]); "
-    return Job(name, "line", (code + f"print('told'); sys.exit({status})",), needs, gpus)
+    return Job(name, "line", (code + f"print('told'); sys.exit({status})",), needs, **count)
 
 
 def ended(notes: list[str]) -> list[str]:
@@ -127,8 +133,8 @@ def ended(notes: list[str]) -> list[str]:
 def test_what_is_done_is_not_done_again(tmp_path, commands):
     jobs = [line("a"), line("b", "a"), line("c", "b")]
     logs = tmp_path / "logs"
-    assert run_jobs(jobs[:2], logs, [None], 1, math.inf) == {"a", "b"}
-    assert run_jobs(jobs, logs, [None], 1, math.inf) == {"a", "b", "c"}
+    assert run_jobs(jobs[:2], logs, [None], math.inf) == {"a", "b"}
+    assert run_jobs(jobs, logs, [None], math.inf) == {"a", "b", "c"}
     assert [note.split(":")[0] for note in ended(commands())] == ["a", "b", "c"]
     assert (logs / "c.txt").read_text() == "told\n"
 
@@ -136,25 +142,26 @@ def test_what_is_done_is_not_done_again(tmp_path, commands):
 def test_every_gpu_has_one_job_at_a_time(tmp_path, commands, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
     jobs = [line("a"), line("b"), line("c", "a", "b")]
-    run_jobs(jobs, tmp_path, ["0", "1"], 1, math.inf)
+    run_jobs(jobs, tmp_path, ["0", "1"], math.inf)
     notes = dict(note.split(":") for note in ended(commands()))
     assert {notes["a"], notes["b"]} == {"0", "1"} and notes["c"] in ("0", "1")
 
 
-def test_a_job_that_needs_a_gpu_alone_has_it(tmp_path, commands, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
-    run_jobs([line("a"), line("b"), line("c", gpus=1), line("d")], tmp_path, ["0"], 2, math.inf)
-    notes = [note.split(":")[0] for note in commands()]
-    assert set(notes[:2]) == {">a", ">b"} and set(notes[2:4]) == {"a", "b"}
-    assert notes[4:] == [">c", "c", ">d", "d"]
-
-
 def test_a_training_on_two_gpus_waits_for_both(tmp_path, commands, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
-    run_jobs([line("a"), line("b", gpus=2), line("c")], tmp_path, ["0", "1"], 1, math.inf)
+    run_jobs([line("a"), line("b", gpus=2), line("c")], tmp_path, ["0", "1"], math.inf)
+    assert (tmp_path / "b.txt").read_text() == "2 processes\ntold\n"
     notes = commands()
     assert [note.split(":")[0] for note in notes] == [">a", "a", ">b", "b", ">c", "c"]
     assert set(ended(notes)[1].removeprefix("b:").split(",")) == {"0", "1"}
+
+
+def test_a_job_may_have_several_processes_on_its_gpu(tmp_path, commands, monkeypatch):
+    """Which torchrun starts; here it is a program that starts one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
+    run_jobs([line("a", processes=3)], tmp_path, ["7"], math.inf)
+    assert ended(commands()) == ["a:7"]
+    assert (tmp_path / "a.txt").read_text() == "3 processes\ntold\n"
 
 
 def test_only_gpus_that_the_user_shows_are_used(monkeypatch):
@@ -169,16 +176,16 @@ def test_only_gpus_that_the_user_shows_are_used(monkeypatch):
 
 def test_nothing_is_begun_when_time_is_up_and_what_ran_out_of_time_is_not_done(tmp_path, commands):
     jobs = [line("a", status=3), line("b", "a"), line("c")]
-    assert run_jobs(jobs, tmp_path, [None], 1, time.monotonic() + 5) == set()
+    assert run_jobs(jobs, tmp_path, [None], time.monotonic() + 5) == set()
     assert commands() == []
-    assert run_jobs(jobs, tmp_path, [None], 1, math.inf) == {"c"}
+    assert run_jobs(jobs, tmp_path, [None], math.inf) == {"c"}
     assert [note.split(":")[0] for note in ended(commands())] == ["a", "c"]
 
 
 def test_a_failure_is_told_and_begins_nothing_more(tmp_path, commands):
     jobs = [line("a", status=1), line("b")]
     with pytest.raises(RuntimeError, match=f"a failed: see {tmp_path}"):
-        run_jobs(jobs, tmp_path, [None], 1, math.inf)
+        run_jobs(jobs, tmp_path, [None], math.inf)
     assert [note.split(":")[0] for note in ended(commands())] == ["a"]
 
 

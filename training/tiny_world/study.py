@@ -45,8 +45,10 @@ class Job:
     arguments: tuple[str, ...]
     needs: tuple[str, ...] = ()
     """Names of jobs to be done before."""
-    gpus: int = 0
-    """How many it needs for itself; 0 shares one with others."""
+    gpus: int = 1
+    """How many it needs, for itself."""
+    processes: int = 1
+    """On each of them."""
 
 
 def plan_jobs(
@@ -56,6 +58,7 @@ def plan_jobs(
     betas: str,
     seeds: int,
     gpus_each: int,
+    processes: int,
 ) -> list[Job]:
     """All jobs, those first that others wait for.
 
@@ -68,7 +71,8 @@ def plan_jobs(
         training, evaluation: further arguments of all trainings, and of all evaluations.
         betas: as `evaluation` takes them.
         seeds: of each action; twice as many where the model that is shipped is judged.
-        gpus_each: GPUs of a training.
+        gpus_each: of a training.
+        processes: of an evaluation.
     """
 
     def train(output: str, *arguments: str, needs: Sequence[str] = ()) -> Job:
@@ -81,7 +85,8 @@ def plan_jobs(
         of = (f"--output={folder / output}", f"--label={label}", f"--weights={folder / weights}")
         name = " ".join([output, label, *(a.strip("-") for a in arguments)])
         needs = (weights.split("/")[0], *(job.name for job in after))
-        return Job(name, _EVALUATION, (*of, *evaluation, *kinds[output], *arguments), needs)
+        arguments = (*of, *evaluation, *kinds[output], *arguments)
+        return Job(name, _EVALUATION, arguments, needs, processes=processes)
 
     kinds = {
         "check": ("--actions=all", "--betas=0", "--no-controls", "--videos=0"),
@@ -91,6 +96,8 @@ def plan_jobs(
     }
     scales = ",".join(f"{scale:g}" for scale in SCALES)
     still = ("--set", "still_share=0", "--until", "flow")
+    # Its twin's VAE.
+    from_twin = [] if "--vae" in training else ["--vae", str(folder / "seed0")]
     few, many = f"--seeds={seeds}", f"--seeds={2 * seeds}"
     both = ("seed0", "seed1")
     student = evaluate("check", STUDENT, "seed0/student", many)
@@ -104,8 +111,7 @@ def plan_jobs(
     return [
         train("seed0"),
         train("seed1", "--set", "seed=1"),
-        # Last, the VAE that its twin has, whatever all have.
-        train(HEALTHY, *still, "--vae", str(folder / "seed0"), needs=["seed0"]),
+        train(HEALTHY, *still, *from_twin, needs=["seed0"] if from_twin else []),
         student,
         evaluate("check", STUDENT, "seed0/student", few, f"--scales={scales}", after=[student]),
         evaluate("check", TEACHER, "seed0/teacher", few, f"--cfg={scales}"),
@@ -124,14 +130,13 @@ def plan_jobs(
 
 
 def run_jobs(
-    jobs: Sequence[Job], logs: Path, gpus: Sequence[str | None], at_once: int, deadline: float
+    jobs: Sequence[Job], logs: Path, gpus: Sequence[str | None], deadline: float
 ) -> set[str]:
     """Run those that are not done yet, in their order as far as GPUs are free.
 
     Args:
         logs: folder of what the commands print, and of marks of what is done.
         gpus: those to use, as CUDA_VISIBLE_DEVICES calls them; None is the CPU.
-        at_once: jobs that share one at a time.
         deadline: by `time.monotonic`.
 
     Returns:
@@ -144,44 +149,36 @@ def run_jobs(
     done = {job.name for job in jobs if _mark(logs, job).exists()}
     waiting = [job for job in jobs if job.name not in done]
     running: dict[Future[int], tuple[Job, list[str | None]]] = {}
-    free = dict.fromkeys(gpus, at_once)
+    free = list(gpus)
     failed = []
-    with ThreadPoolExecutor(len(gpus) * at_once) as pool:
+    with ThreadPoolExecutor(len(gpus)) as pool:
         while True:
             ready = [job for job in waiting if done.issuperset(job.needs)]
             late = deadline - time.monotonic() < _LEAST
             for job in [] if late or failed else ready:
-                taken = sorted(free, key=free.get, reverse=True)[: max(job.gpus, 1)]
-                share = _share(job, at_once)
-                if any(free[gpu] < share for gpu in taken):
+                if len(free) < job.gpus:
                     break
                 waiting.remove(job)
-                for gpu in taken:
-                    free[gpu] -= share
+                taken, free = free[: job.gpus], free[job.gpus :]
                 logger.info("%s has begun", job.name)
-                threads = max((os.cpu_count() or 1) * share // (len(gpus) * at_once), 1)
+                threads = max((os.cpu_count() or 1) // (len(gpus) * job.processes), 1)
                 running[pool.submit(_run, job, logs, taken, threads, deadline)] = job, taken
             if not running:
                 break
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 job, taken = running.pop(ended)
-                for gpu in taken:
-                    free[gpu] += _share(job, at_once)
+                free += taken
                 status = ended.result()
                 logger.info("%s has ended with status %d", job.name, status)
                 if status == 0:
                     done.add(job.name)
                     _mark(logs, job).touch()
-                elif status != _TIME_IS_UP:
+                elif status != _TIME_IS_UP and time.monotonic() < deadline:
+                    # After it, torchrun tells a failure for each process that ran out of time.
                     failed.append(job.name)
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed: see {logs}")
     return done
-
-
-def _share(job: Job, at_once: int) -> int:
-    """Of what each of its GPUs runs at a time."""
-    return at_once if job.gpus else 1
 
 
 def _run(job: Job, logs: Path, gpus: Sequence[str | None], threads: int, deadline: float) -> int:
@@ -190,8 +187,9 @@ def _run(job: Job, logs: Path, gpus: Sequence[str | None], threads: int, deadlin
     limit = [] if math.isinf(left) else [option, f"{left:.2f}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     environment |= {} if None in gpus else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    spread = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(len(gpus)), "-m"]
-    several = spread if len(gpus) > 1 else []
+    count = job.gpus * job.processes
+    spread = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+    several = spread if count > 1 else []
     command = [sys.executable, "-m", *several, job.module, *job.arguments, *limit]
     with (logs / f"{job.name}.txt").open("a") as log:
         return subprocess.run(
@@ -241,10 +239,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.gpus_each > len(gpus):
         parser.error(f"--gpus-each is {options.gpus_each}, and there are {len(gpus)}")
     jobs = plan_jobs(
-        options.output, training, evaluation, options.betas, options.seeds, options.gpus_each
+        options.output,
+        training,
+        evaluation,
+        options.betas,
+        options.seeds,
+        options.gpus_each,
+        options.processes,
     )
     try:
-        done = run_jobs(jobs, options.output / "logs", gpus, options.at_once, deadline)
+        done = run_jobs(jobs, options.output / "logs", gpus, deadline)
     except RuntimeError as error:
         logger.error("%s", error)
         return 1
@@ -281,12 +285,12 @@ def _parser() -> argparse.ArgumentParser:
         help="scenes of each action whose videos are kept (default: 2)",
     )
     parser.add_argument(
-        "--at-once",
+        "--processes",
         type=int,
         default=1,
         choices=range(1, 9),
         metavar="N",
-        help="evaluations on each GPU at a time, 1 to 8 (default: 1)",
+        help="of an evaluation, which share its GPU, 1 to 8 (default: 1; five fill an H200)",
     )
     parser.add_argument(
         "--gpus-each",
