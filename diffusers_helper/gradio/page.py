@@ -55,8 +55,8 @@ _BETA_HELP = """\
 Lowers guidance while noise is high: at noise level sigma a step gets
 `min + (base - min) * (1 - beta * sigma)`. The base is the **scale in force**:
 Distilled CFG Scale, or CFG Scale when that is not 1. **On the small model it does harm**: what the
-prompt tells happens in 94 % of videos at beta 0, in 89 % at 0.7 and in 73 % at 1 (docs/results.md);
-a higher scale helps. With the real checkpoints it has not been tried; compare with beta 0 at the
+prompt tells happens in 94 % of videos at beta 0, in 89 % at 0.7 and in 73 % at 1 (docs/results.md,
+of the training before). With the real checkpoints it has not been tried; compare with beta 0 at the
 same seed."""
 
 _LOW_PASS_HELP = """\

@@ -32,7 +32,7 @@ class TrainingConfig:
     gradient_weight: float = 0.5
     kl_weight: float = 3e-4
 
-    clips: int = 20480
+    clips: int = 10240
     """Encoded once, for the transformer, each process its share."""
     long_share: float = 0.25
     """Of clips with three sections; the others have two."""
@@ -43,8 +43,8 @@ class TrainingConfig:
     up for it. They are nearly half of all, and soon learned."""
     wordings: int = 4
     """Captions of each clip."""
-    flow_steps: int = 14000
-    batch: int = 256
+    flow_steps: int = 12500
+    batch: int = 128
     """Of all processes together."""
     matrix_rate: float = 6e-3
     vector_rate: float = 8e-4
