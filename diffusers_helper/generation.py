@@ -258,8 +258,9 @@ def _encode_prompts(
     models: Models, settings: GenerationSettings, prompts: Iterable[TimedPrompt]
 ) -> dict[str, dict[str, torch.Tensor]]:
     """What the transformer is told, by the text of the prompt in force."""
-    for module in (models.text_encoder, models.text_encoder_2):
-        bring(module, models, settings.gpu_memory_preservation)
+    small, large = models.text_encoder_2, models.text_encoder
+    bring(small, models, settings.gpu_memory_preservation)
+    bring(large, models, settings.gpu_memory_preservation, beside=[small])
 
     def encode(prompt: str) -> tuple[torch.Tensor, ...]:
         embeds, pooled = encode_prompt_conds(
@@ -306,7 +307,7 @@ def _sample(
 ) -> Iterator[Step]:
     """The solver's steps of one section."""
     transformer = models.transformer
-    bring(transformer, models, settings.gpu_memory_preservation)
+    bring(transformer, models, settings.gpu_memory_preservation, beside=[models.vae])
     transformer.initialize_teacache(settings.use_teacache, num_steps=settings.steps)
 
     def stepwise(model: Any, noise: torch.Tensor, sigmas: torch.Tensor, **kwargs) -> Iterator[Step]:
