@@ -5,7 +5,7 @@
 Full-size models of random weights in host memory; one short F1 section at 544x704 for each card, in
 one process, the smallest card first. Smaller cards are made by filling the rest of the GPU: their
 memory is realistic, their speed and their link are this machine's. The bound of a step is the
-larger of a resident step, which the last card is to show, and the time that all weights of the
+larger of a resident step, which the largest card is to show, and the time that all weights of the
 transformer take from pinned memory.
 """
 
@@ -39,7 +39,7 @@ from diffusers_helper.settings import GenerationSettings
 _GB = 1024**3
 _COLUMNS = (
     *("card GB", "ms a step", "streamed GB", "bound ms", "ratio", "peak GB", "set-up s"),
-    *("encoding s", "decoding s", "host GB"),
+    *("encoding s", "decoding s", "host GB", "host peak GB"),
 )
 
 
@@ -76,9 +76,9 @@ def _filled(build: Callable[[], nn.Module], noise: torch.Tensor) -> nn.Module:
     return network.eval()
 
 
-def host_gb() -> float:
-    """Memory of this process."""
-    (kb,) = re.findall(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def host_gb(what: str = "VmRSS") -> float:
+    """Memory of this process, now or (VmHWM) at most so far; with the files of its libraries."""
+    (kb,) = re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kb) * 1024 / _GB
 
 
@@ -113,10 +113,12 @@ def measure(models: Models, card_gb: float, options: argparse.Namespace) -> dict
         gpu_memory_preservation=options.preserved,
     )
     image = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    placing = defaultdict(float)
+    placing, streamed = defaultdict(float), {}
 
     def timed(module: nn.Module, *args: Any, **kwargs: Any) -> None:
         placing[module] += _seconds(lambda: bring(module, *args, **kwargs))
+        home = getattr(module, "_streamed", None)
+        streamed[module] = 0.0 if home is None else home.streamed / _GB
 
     generation.bring = timed
     torch.cuda.reset_peak_memory_stats()
@@ -137,19 +139,19 @@ def measure(models: Models, card_gb: float, options: argparse.Namespace) -> dict
     assert isinstance(event, Done)
     generation.bring = bring
     transformer = models.transformer
-    home = getattr(transformer, "_streamed", None)
     del ballast
     print(peaks, {type(m).__name__: round(t, 2) for m, t in placing.items()}, file=sys.stderr)
     return {
         "card GB": card_gb,
         "ms a step": 1000 * statistics.median(np.diff(steps)),
-        "streamed GB": 0.0 if home is None else home.streamed / _GB,
+        "streamed GB": streamed[transformer],
         "all GB": sum(p.nbytes for p in transformer.parameters()) / _GB,
         "peak GB": max(peaks.values()),
         "set-up s": placing[transformer],
         "encoding s": steps[0] - times["begin"] - placing[transformer],
         "decoding s": times["end"] - times["Decoding"],
         "host GB": host_gb(),
+        "host peak GB": host_gb("VmHWM"),
     }
 
 
@@ -166,14 +168,16 @@ def main() -> None:
     models = random_models()
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}.")
     print(
-        f"{host_gb():.1f} GB of host memory before; built in {time.perf_counter() - begin:.0f} s; {link:.1f} GB/s",
+        f"From pinned host memory {link:.1f} GB/s. Before anything runs, the process takes "
+        f"{host_gb():.1f} GB of host memory; its models were made in "
+        f"{time.perf_counter() - begin:.0f} s.",
         flush=True,
     )
     rows = []
     for card in options.cards:
         rows.append(measure(models, card, options))
         print(rows[-1], file=sys.stderr, flush=True)
-    resident = rows[-1]["ms a step"]
+    resident = max(rows, key=lambda row: row["card GB"])["ms a step"]
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
     for row in rows:
         row["bound ms"] = max(resident, 1000 * row["all GB"] / link)
