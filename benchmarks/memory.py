@@ -31,7 +31,7 @@ from torch import nn
 from benchmarks.full_size import BUILDERS, HEIGHT, WIDTH
 from diffusers_helper import generation
 from diffusers_helper.generation import Done, Progress, generate
-from diffusers_helper.memory import bring
+from diffusers_helper.memory import bring, home_of
 from diffusers_helper.models import Models, load_models
 from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
@@ -100,7 +100,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 def measure(models: Models, card_gb: float, options: argparse.Namespace) -> dict[str, float]:
     """One section on one card: figures by the names of columns, and the GB of all weights."""
     for network in (getattr(models, name) for name in BUILDERS):
-        if (home := getattr(network, "_streamed", None)) is not None:
+        if (home := home_of(network)) is not None:
             home.release()
     torch.cuda.empty_cache()
     fill = max(torch.cuda.mem_get_info()[0] - int(card_gb * _GB), 0)
@@ -117,7 +117,7 @@ def measure(models: Models, card_gb: float, options: argparse.Namespace) -> dict
 
     def timed(module: nn.Module, *args: Any, **kwargs: Any) -> None:
         placing[module] += _seconds(lambda: bring(module, *args, **kwargs))
-        home = getattr(module, "_streamed", None)
+        home = home_of(module)
         streamed[module] = 0.0 if home is None else home.streamed / _GB
 
     generation.bring = timed

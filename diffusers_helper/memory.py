@@ -35,16 +35,16 @@ def bring(
             that moving them would take longer than their memory is worth.
     """
     device = models.device
-    if device.type != "cuda" or (_home(module) is None and _all_fit(models, preserved_gb)):
+    if device.type != "cuda" or (home_of(module) is None and _all_fit(models, preserved_gb)):
         module.to(device)
         return
-    home = _home(module) or _take_home(module, device)
+    home = home_of(module) or _take_home(module, device)
     if free_gb(device) + home.held / _GB < preserved_gb + home.size / _GB:
         for other in _modules(models):
             if other is module or other in beside:
                 continue
-            if (resting := _home(other)) is not None:
-                resting.release()
+            if (others := home_of(other)) is not None:
+                others.release()
             else:
                 other.to("cpu")
         torch.cuda.empty_cache()
@@ -60,16 +60,16 @@ def bring(
         )
 
 
-def _home(module: nn.Module) -> Streamed | None:
-    """Of a module that takes turns."""
-    return getattr(module, "_streamed", None)
+def home_of(module: nn.Module) -> Streamed | None:
+    """What keeps the weights of a module that takes turns; None of one that does not."""
+    return getattr(module, "_home", None)
 
 
 def _take_home(module: nn.Module, device: torch.device) -> Streamed:
     module.to("cpu")
     blocks = [block for name in _BLOCKS for block in getattr(module, name, ())]
-    module._streamed = Streamed(module, blocks, device)
-    return module._streamed
+    module._home = Streamed(module, blocks, device)
+    return module._home
 
 
 def _all_fit(models: Models, preserved_gb: float) -> bool:

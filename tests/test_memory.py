@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusers_helper import memory
-from diffusers_helper.memory import bring, choose_tiling
+from diffusers_helper.memory import bring, choose_tiling, home_of
 from diffusers_helper.models import Models
 from diffusers_helper.streaming import plan
 
@@ -55,7 +55,7 @@ class Network(nn.Module):
 
     @property
     def on_gpu_gb(self) -> float:
-        if (home := memory._home(self)) is not None:
+        if (home := home_of(self)) is not None:
             return home.held / GB
         return memory._size_gb(self) if self.place == "cuda" else 0.0
 
@@ -109,7 +109,7 @@ class Card:
             yield name
 
     def streamed_gb(self, name: str) -> float:
-        home = memory._home(self.networks[name])
+        home = home_of(self.networks[name])
         return 0.0 if home is None else home.streamed / GB
 
 
@@ -140,7 +140,7 @@ def test_all_stay_where_all_fit(monkeypatch):
     for _ in card.run():
         pass
     assert {network.place for network in card.networks.values()} == {"cuda"}
-    assert not any(map(memory._home, card.networks.values()))
+    assert not any(map(home_of, card.networks.values()))
 
 
 def test_others_make_room(monkeypatch):

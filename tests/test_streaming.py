@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 
+from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
 from diffusers_helper.streaming import Link, Plan, Streamed, plan
+from tests.golden_case import golden_case
 
 CPU = torch.device("cpu")
 LARGE, SMALL = 680, 283
@@ -170,6 +173,7 @@ def test_blocks_are_copied_ahead_but_not_into_each_other(network):
 
 def test_a_call_that_was_cut_off(network, link):
     expected = network(X)
+    state = {name: t.clone() for name, t in network.state_dict().items()}
     Streamed(network, network.blocks, CPU, link).arrange(0)
     network(X)
 
@@ -180,6 +184,8 @@ def test_a_call_that_was_cut_off(network, link):
     with pytest.raises(RuntimeError, match="stop"):
         network(X)
     hook.remove()
+    nn.Sequential(*network.blocks[:3])(X)  # overwrites what was in the slots
+    assert all(torch.equal(t, state[name]) for name, t in network.state_dict().items())
     assert torch.equal(network(X), expected)
 
 
@@ -199,6 +205,7 @@ def test_rearranged_and_released(network, link):
         streamed.arrange(int(share * streamed.size))
         assert torch.equal(network(X), expected)
     streamed.release()
+    assert link.copied == sum(link.log), "no copy may come when its slot is given away"
     assert streamed.held == 0
     assert torch.equal(network(X), expected)
 
@@ -208,7 +215,8 @@ def test_a_little_more_room_moves_nothing(network, link):
     room = int(0.8 * streamed.size)
     streamed.arrange(room)
     held = [p.data_ptr() for p in network.parameters()]
-    streamed.arrange(room + 100)
+    (small,) = {sum(p.nbytes for p in block.parameters()) for block in network.blocks[3:]}
+    streamed.arrange(room + 2 * small)
     assert [p.data_ptr() for p in network.parameters()] == held
     streamed.arrange(streamed.size)
     assert streamed.streamed == 0
@@ -234,28 +242,31 @@ def test_memory_is_given_back_with_the_network(link):
     assert not link.pinned
 
 
-def test_weights_that_are_added_later(network, link):
-    """As PEFT does it: the layer moves into another, with weights beside it."""
-
-    class Adapted(nn.Module):
-        def __init__(self, base: nn.Linear) -> None:
-            super().__init__()
-            self.base = base
-            self.down = nn.Linear(base.in_features, 2, bias=False).requires_grad_(False)
-            self.up = nn.Linear(2, base.out_features, bias=False).requires_grad_(False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.base(x) + self.up(self.down(x))
-
-    streamed = Streamed(network, network.blocks, CPU, link)
-    streamed.arrange(0)
-    network(X)
-    before = streamed.size
-    network.blocks[3].inner = Adapted(network.blocks[3].inner)
-    expected = network(X)
-    streamed.arrange(0)
-    assert streamed.size > before
-    assert torch.equal(network(X), expected)
+def test_a_section_of_framepack(link):
+    """True CFG, TeaCache, which reads the first block's weights by itself, and LoRA that comes
+    when blocks are streamed already."""
+    case = golden_case("i2v_true_cfg")
+    whole, model = case.transformer(), case.transformer()
+    streamed = Streamed(
+        model, [*model.transformer_blocks, *model.single_transformer_blocks], CPU, link
+    )
+    outputs = []
+    for adapted in (False, True):
+        if adapted:
+            for transformer in (whole, model):
+                torch.manual_seed(0)
+                targets = ["to_q", "proj_mlp", "proj_out"]
+                transformer.add_adapter(
+                    LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+                )
+        streamed.arrange(0)
+        assert streamed.size >= sum(p.nbytes for p in model.parameters())
+        for transformer in (whole, model):
+            transformer.initialize_teacache(num_steps=case.settings["steps"])
+            outputs.append(sample_hunyuan(transformer, device=CPU, **case.sample_args()))
+    assert outputs[0].equal(outputs[1])
+    assert outputs[2].equal(outputs[3])
+    assert not outputs[0].equal(outputs[2])
 
 
 @torch.inference_mode()
