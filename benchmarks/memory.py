@@ -134,7 +134,8 @@ def measure(models: Models, card_gb: float, options: argparse.Namespace) -> dict
                 steps.append(time.perf_counter())
             stage = getattr(event, "stage", "end")
             times.setdefault(stage, time.perf_counter())
-            peaks[stage] = (torch.cuda.max_memory_allocated() - fill) / _GB
+            peak = (torch.cuda.max_memory_allocated() - fill) / _GB
+            peaks[stage] = max(peaks.get(stage, 0.0), peak)
             torch.cuda.reset_peak_memory_stats()
     assert isinstance(event, Done)
     generation.bring = bring
