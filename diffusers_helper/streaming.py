@@ -91,6 +91,8 @@ class _Weights:
         for tensor in tensors:
             self._starts.append(self.size)
             self.size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        # Kernels care for the order in memory (channels last), which `empty_like` keeps.
+        self._strides = [torch.empty_like(t, device="meta").stride() for t in tensors]
 
     def pin(self, link: "Link") -> None:
         """Move home, once, to one piece of memory that the GPU copies from by itself."""
@@ -108,8 +110,8 @@ class _Weights:
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The tensors in `flat`, uint8, shape [size]."""
         return [
-            flat[start : start + t.nbytes].view(t.dtype).view(t.shape)
-            for start, t in zip(self._starts, self.tensors, strict=True)
+            flat[start : start + t.nbytes].view(t.dtype).as_strided(t.shape, stride)
+            for start, stride, t in zip(self._starts, self._strides, self.tensors, strict=True)
         ]
 
     def copy_to(self, flat: torch.Tensor) -> None:

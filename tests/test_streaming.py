@@ -222,6 +222,23 @@ def test_a_little_more_room_moves_nothing(network, link):
     assert streamed.streamed == 0
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_order_in_memory_is_kept(link, share):
+    network = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3))).requires_grad_(False)
+    network[0].bias.data = torch.ones(1).expand(4)
+    network.to(memory_format=torch.channels_last)
+    x = torch.rand(1, 4, 9, 9)
+    expected = network(x)
+    streamed = Streamed(network, network, CPU, link)
+    orders = []
+    for block in network:
+        block.register_forward_pre_hook(lambda block, _: orders.append(block.weight.stride()))
+    streamed.arrange(int(share * streamed.size))
+    assert torch.equal(network(x), expected)
+    assert orders == [(36, 1, 12, 4)] * 3
+    assert network[0].weight.stride() == (36, 1, 12, 4)
+
+
 def test_only_what_is_streamed_is_pinned(network, link):
     streamed = Streamed(network, network.blocks, CPU, link)
     streamed.arrange(streamed.size)
