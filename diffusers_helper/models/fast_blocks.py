@@ -1,6 +1,8 @@
 """The transformer's blocks with less traffic to memory: diffusers' weights, and values but for
 rounding."""
 
+from types import MethodType
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -10,11 +12,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 )
 from torch import nn
 
-try:
-    from diffusers_helper.models import kernels
-    from diffusers_helper.models.float8 import Float8Linear
-except ImportError:  # there is no Triton for this machine
-    kernels = None
+from diffusers_helper.models.float8 import Float8Linear, kernels
 
 Places = tuple[torch.Tensor, torch.Tensor]
 
@@ -31,38 +29,47 @@ def can_fuse(x: torch.Tensor, mask: torch.Tensor | None) -> bool:
     )
 
 
-class DoubleBlock(HunyuanVideoTransformerBlock):
-    """A block of two streams, latents and text."""
+def make_fast(transformer: nn.Module) -> None:
+    """Let the blocks of a transformer run fast wherever they can, and as they did elsewhere."""
+    for forward, blocks in (
+        (_double, transformer.transformer_blocks),
+        (_single, transformer.single_transformer_blocks),
+    ):
+        for block in blocks:
+            # Not a class of our own: diffusers knows its blocks, and what to do to them, by theirs.
+            block.forward = MethodType(forward, block)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        words: torch.Tensor,
-        condition: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        places: Places | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not can_fuse(x, mask):
-            return super().forward(x, words, condition, mask, places)
-        attn, float8 = self.attn, _is_float8(self.ff.net[2])
-        streams = (
-            _Stream(x, self.norm1, self.norm2, self.ff, condition, float8),
-            _Stream(
-                words, self.norm1_context, self.norm2_context, self.ff_context, condition, float8
-            ),
-        )
-        projections = (
-            (attn.to_q, attn.add_q_proj),
-            (attn.to_k, attn.add_k_proj),
-            (attn.to_v, attn.add_v_proj),
-        )
-        q, k, v = (_joined(layers, [s.attended for s in streams], x) for layers in projections)
-        mixed = _attend(attn, q, k, v, places)
-        x_mixed, words_mixed = mixed[:, : x.shape[1]], mixed[:, x.shape[1] :]
-        return (
-            streams[0].finish(attn.to_out[0](x_mixed)),
-            streams[1].finish(attn.to_add_out(words_mixed)),
-        )
+
+def _double(
+    block: HunyuanVideoTransformerBlock,
+    x: torch.Tensor,
+    words: torch.Tensor,
+    condition: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    places: Places | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A block of two streams, latents and text."""
+    if not can_fuse(x, mask):
+        return type(block).forward(block, x, words, condition, mask, places)
+    attn, float8 = block.attn, _is_float8(block.ff.net[2])
+    streams = (
+        _Stream(x, block.norm1, block.norm2, block.ff, condition, float8),
+        _Stream(
+            words, block.norm1_context, block.norm2_context, block.ff_context, condition, float8
+        ),
+    )
+    projections = (
+        (attn.to_q, attn.add_q_proj),
+        (attn.to_k, attn.add_k_proj),
+        (attn.to_v, attn.add_v_proj),
+    )
+    q, k, v = (_joined(layers, [s.attended for s in streams], x) for layers in projections)
+    mixed = _attend(attn, q, k, v, places)
+    x_mixed, words_mixed = mixed[:, : x.shape[1]], mixed[:, x.shape[1] :]
+    return (
+        streams[0].finish(attn.to_out[0](x_mixed)),
+        streams[1].finish(attn.to_add_out(words_mixed)),
+    )
 
 
 class _Stream:
@@ -92,29 +99,27 @@ class _Stream:
         return kernels.gated_sum(x, y, self.ff_gate)
 
 
-class SingleBlock(HunyuanVideoSingleTransformerBlock):
-    """A block of one stream. Without `words`, `x` is the whole sequence, latents before text."""
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        words: torch.Tensor | None,
-        condition: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        places: Places | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if words is not None:
-            return super().forward(x, words, condition, mask, places)
-        attn, float8 = self.attn, _is_float8(self.proj_out)
-        shift, scale, gate = self.norm.linear(self.norm.silu(condition)).chunk(3, dim=1)
-        h = kernels.modulated(x, shift, scale, self.norm.norm.eps, float8=float8)[1]
-        q, k, v = (layer(h).view(x.shape) for layer in (attn.to_q, attn.to_k, attn.to_v))
-        mixed = _attend(attn, q, k, v, places)
-        if float8:
-            y = self.proj_out(kernels.to_float8(mixed, self.proj_mlp(h)))
-        else:
-            y = _linear_of_both(self.proj_out, mixed, _linear_gelu(self.proj_mlp, h))
-        return kernels.gated_sum(x, y, gate), None
+def _single(
+    block: HunyuanVideoSingleTransformerBlock,
+    x: torch.Tensor,
+    words: torch.Tensor | None,
+    condition: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    places: Places | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A block of one stream; fast without `words`, when `x` is latents and text in one."""
+    if words is not None:
+        return type(block).forward(block, x, words, condition, mask, places)
+    attn, float8 = block.attn, _is_float8(block.proj_out)
+    shift, scale, gate = block.norm.linear(block.norm.silu(condition)).chunk(3, dim=1)
+    h = kernels.modulated(x, shift, scale, block.norm.norm.eps, float8=float8)[1]
+    q, k, v = (layer(h).view(x.shape) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    mixed = _attend(attn, q, k, v, places)
+    if float8:
+        y = block.proj_out(kernels.to_float8(mixed, block.proj_mlp(h)))
+    else:
+        y = _linear_of_both(block.proj_out, mixed, _linear_gelu(block.proj_mlp, h))
+    return kernels.gated_sum(x, y, gate), None
 
 
 def _attend(

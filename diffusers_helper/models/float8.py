@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
-from diffusers_helper.models import kernels
-from diffusers_helper.models.kernels import Rows
+try:
+    from diffusers_helper.models import kernels
+except ImportError:  # there is no Triton for this machine
+    kernels = None
 
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
@@ -24,9 +26,9 @@ class Float8Linear(nn.Module):
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
 
-    def forward(self, x: torch.Tensor | Rows) -> torch.Tensor:
+    def forward(self, x: "torch.Tensor | kernels.Rows") -> torch.Tensor:
         """The product, in the dtype of the bias; of `Rows` it is a matrix."""
-        rows = x if isinstance(x, Rows) else kernels.to_float8(x.contiguous())
+        rows = x if isinstance(x, tuple) else kernels.to_float8(x.contiguous())
         y = torch._scaled_mm(
             rows.codes,
             self.weight.t(),
@@ -36,13 +38,15 @@ class Float8Linear(nn.Module):
             out_dtype=self.bias.dtype,
             use_fast_accum=True,
         )
-        return y if isinstance(x, Rows) else y.view(*x.shape[:-1], -1)
+        return y if isinstance(x, tuple) else y.view(*x.shape[:-1], -1)
 
 
 def why_not_float8(transformer: nn.Module, device: torch.device) -> str | None:
     """Why a transformer cannot run in float8 on a device, in a few words; None if it can."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         return "it needs an NVIDIA GPU of compute capability 8.9 or more"
+    if kernels is None:
+        return "it needs Triton, which is not installed"
     if any(hasattr(module, "base_layer") for module in transformer.modules()):  # PEFT wraps those
         return "it does not go with LoRA"
     return None

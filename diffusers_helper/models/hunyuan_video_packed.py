@@ -14,7 +14,7 @@ from diffusers.utils import apply_lora_scale
 from torch import nn
 from torch.func import functional_call
 
-from diffusers_helper.models.fast_blocks import DoubleBlock, SingleBlock, can_fuse
+from diffusers_helper.models.fast_blocks import can_fuse, make_fast
 from diffusers_helper.models.teacache import TeaCache
 
 
@@ -41,12 +41,7 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.proj_out = _OutputProjection(self.inner_dim, self.proj_out.out_features)
-        for kind, blocks in (
-            (DoubleBlock, self.transformer_blocks),
-            (SingleBlock, self.single_transformer_blocks),
-        ):
-            for block in blocks:
-                block.__class__ = kind  # its weights are there already, and are many
+        make_fast(self)
         self._teacache: TeaCache | None = None
         self._pass: str | None = None
         self._known: dict[Any, tuple[Sequence[Any], Any]] = {}
@@ -201,7 +196,7 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
 
         def blocks() -> torch.Tensor:
             streams = run(self.transformer_blocks, packed, text)
-            if can_fuse(packed, mask):
+            if can_fuse(packed, mask) and not self.is_cache_enabled:  # diffusers', of both streams
                 streams = torch.cat(streams, dim=1), None
             x, _ = run(self.single_transformer_blocks, *streams)
             return x[:, : packed.shape[1]]

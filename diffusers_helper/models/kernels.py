@@ -197,7 +197,7 @@ def norm_and_rotate(
     cos, sin = places
     _normed_and_rotated[(tokens, 2)](
         q, k, *weights, *text_weights, cos, sin, len(cos), heads, epsilon,
-        HEADS=triton.next_power_of_2(heads), WIDTH=width, num_warps=4,
+        HEADS=triton.next_power_of_2(heads), WIDTH=width, num_warps=8,
     )  # fmt: skip
 
 
@@ -215,6 +215,6 @@ def to_float8(x: torch.Tensor, activated: torch.Tensor | None = None, gelu: bool
     _to_float8[(len(rows.codes),)](
         x, y, *rows, x_width, y_width, X_BLOCK=triton.next_power_of_2(x_width),
         Y_BLOCK=triton.next_power_of_2(max(y_width, 1)), GELU=gelu,
-        num_warps=16 if max(x_width, y_width) > 8192 else 8,
+        num_warps=8,
     )  # fmt: skip
     return rows

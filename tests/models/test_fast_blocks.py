@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 
 pytest.importorskip("triton")
 from diffusers_helper.models import fast_blocks, hunyuan_video_packed
-from diffusers_helper.models.fast_blocks import DoubleBlock, SingleBlock, can_fuse
+from diffusers_helper.models.fast_blocks import can_fuse
 from tests.golden_case import HISTORY, NAMES, GoldenCase, golden_case
 from tests.models.test_hunyuan_video_packed import twice, velocity, with_lora
 
@@ -80,8 +81,12 @@ def test_where_it_applies():
     assert not can_fuse(x.bfloat16(), None)
 
 
-def test_blocks_are_diffusers():
-    """Checkpoints, LoRA and offloading know them by their tensors and base classes."""
-    model = golden_case("f1_distilled").transformer()
-    assert {type(block) for block in model.transformer_blocks} == {DoubleBlock}
-    assert {type(block) for block in model.single_transformer_blocks} == {SingleBlock}
+def test_first_block_cache(fused: list):
+    """diffusers' cache, which hooks blocks by their class and reads both of their streams."""
+    case = golden_case("f1_distilled")
+    model, args = case.transformer(), case.forward_args()
+    alone = velocity(model, args)
+    model.enable_cache(FirstBlockCacheConfig(threshold=1e-6))
+    with model.cache_context("positive"):
+        steps = [velocity(model, args) for _ in range(2)]
+    torch.testing.assert_close(torch.stack(steps), alone.expand(2, *alone.shape), atol=1e-5, rtol=0)
