@@ -51,7 +51,9 @@ def _run(options: argparse.Namespace) -> int:
     frames = 0
     try:
         with tqdm(unit="step", disable=None) as bar:
-            models = load_models(model, weights=options.weights, report=bar.set_description)
+            models = load_models(
+                model, weights=options.weights, report=bar.set_description, fp8=settings.fp8
+            )
             for event in generate(
                 models, image, settings, order, options.output, stop=threading.Event()
             ):

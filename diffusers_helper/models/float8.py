@@ -16,12 +16,15 @@ class Float8Linear(nn.Module):
 
     Args:
         layer: a linear layer with a bias; it is read once.
+        device: where it is rounded; the result rests where the layer did.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, device: torch.device | None = None) -> None:
         super().__init__()
-        scale = layer.weight.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _LARGEST
-        codes = (layer.weight.float() / scale).to(torch.float8_e4m3fn)
+        weight = layer.weight.to(device).float()
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
+        codes = (weight / scale).to(torch.float8_e4m3fn)
+        codes, scale = (x.to(layer.weight.device) for x in (codes, scale))
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
@@ -52,10 +55,15 @@ def why_not_float8(transformer: nn.Module, device: torch.device) -> str | None:
     return None
 
 
-def to_float8(transformer: nn.Module) -> None:
-    """Replace the linear layers of a transformer's blocks; those of modulations stay."""
+def to_float8(transformer: nn.Module, device: torch.device | None = None) -> None:
+    """Replace the linear layers of a transformer's blocks; those of modulations stay.
+
+    Args:
+        transformer: changed in place.
+        device: where weights are rounded, one by one; None is where they are.
+    """
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for name, layer in list(block.named_modules()):
             if type(layer) is nn.Linear and not name.startswith("norm"):
                 parent, _, child = name.rpartition(".")
-                setattr(block.get_submodule(parent), child, Float8Linear(layer))
+                setattr(block.get_submodule(parent), child, Float8Linear(layer, device))
