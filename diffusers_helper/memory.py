@@ -7,12 +7,14 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from diffusers_helper.models import Models
+from diffusers_helper.models.vae_decoder import is_fused
 
 logger = logging.getLogger(__name__)
 
 _GB = 1024**3
-_WHOLE_DECODE_GB = 24.0
-"""Free memory from which on the VAE decodes whole frames: a section at 544x704 takes 21 GB."""
+_WHOLE_DECODE_GB = {False: 24.0, True: 12.0}
+"""Free memory from which on the VAE decodes whole frames, by whether its decoder is fused: a
+section at 544x704 takes 21 or 10 GB."""
 
 
 def bring(module: torch.nn.Module, models: Models, preserved_gb: float) -> None:
@@ -74,7 +76,7 @@ def _modules(models: Models) -> tuple[torch.nn.Module, ...]:
 def choose_tiling(models: Models) -> None:
     """Let the VAE decode in tiles where whole frames would not fit; call before decoding."""
     if models.device.type == "cuda":
-        models.vae.use_tiling = free_gb(models.device) < _WHOLE_DECODE_GB
+        models.vae.use_tiling = free_gb(models.device) < _WHOLE_DECODE_GB[is_fused(models.vae)]
 
 
 def free_gb(device: torch.device) -> float:

@@ -111,10 +111,14 @@ def test_more_preserved_memory_takes_effect_on_what_is_resident(monkeypatch):
     assert card.networks["transformer"].place == "streamed"
 
 
-@pytest.mark.parametrize(("size_gb", "tiled"), [(80, False), (24, True)])
-def test_whole_frames_are_decoded_where_they_fit(monkeypatch, size_gb, tiled):
+@pytest.mark.parametrize(
+    ("size_gb", "fused", "tiled"),
+    [(80, False, False), (24, False, True), (24, True, False), (12, True, True)],
+)
+def test_whole_frames_are_decoded_where_they_fit(monkeypatch, size_gb, fused, tiled):
     card = Card(monkeypatch, size_gb)
     card.run()
+    monkeypatch.setattr(memory, "is_fused", lambda vae: vae is card.networks["vae"] and fused)
     choose_tiling(card.models)
     assert card.networks["vae"].use_tiling is tiled
 

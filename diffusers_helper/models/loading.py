@@ -30,6 +30,7 @@ from diffusers_helper.bucket_tools import buckets
 from diffusers_helper.errors import WeightsError
 from diffusers_helper.models.float8 import to_float8, why_not_float8
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from diffusers_helper.models.vae_decoder import fuse_decoder
 from diffusers_helper.settings import GenerationSettings
 
 logger = logging.getLogger(__name__)
@@ -261,6 +262,8 @@ def load_models(
     for component in loaded.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
+    if device.type == "cuda":
+        fuse_decoder(loaded["vae"])
     transformer = loaded["transformer"]
     transformer.high_quality_fp32_output_for_inference = True
     if fp8 and (reason := why_not_float8(transformer, device)):
