@@ -187,19 +187,8 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
             tokens = torch.arange(packed.shape[1] + text.shape[1], device=packed.device)
             mask = (tokens < packed.shape[1] + counted[:, None])[:, None, None]
 
-        def run(blocks: nn.ModuleList, *streams: torch.Tensor | None) -> Sequence[torch.Tensor]:
-            for block in blocks:
-                if torch.is_grad_enabled() and self.gradient_checkpointing:
-                    block = functools.partial(self._gradient_checkpointing_func, block)
-                streams = block(*streams, condition, mask, places)
-            return streams
-
         def blocks() -> torch.Tensor:
-            streams = run(self.transformer_blocks, packed, text)
-            if can_fuse(packed, mask) and not self.is_cache_enabled:  # diffusers', of both streams
-                streams = torch.cat(streams, dim=1), None
-            x, _ = run(self.single_transformer_blocks, *streams)
-            return x[:, : packed.shape[1]]
+            return self.run_blocks(packed, text, condition, mask, places)
 
         if self._teacache is None:
             x = blocks()
@@ -215,6 +204,40 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
         x = self.proj_out(x).view(batch, frames, height, width, -1, p_t, p, p)
         x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return Transformer2DModelOutput(sample=x) if return_dict else (x,)
+
+    def run_blocks(
+        self,
+        packed: torch.Tensor,
+        text: torch.Tensor,
+        condition: torch.Tensor,
+        mask: torch.Tensor | None,
+        places: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """All blocks, one after the other: the part of `forward` that takes the time.
+
+        Args:
+            packed: tokens of history and window, shape [batch, tokens, inner_dim].
+            text: tokens of image and prompt, likewise.
+            condition: of noise level, guidance and pooled text, shape [batch, inner_dim].
+            mask: which tokens attention sees, shape [batch, 1, 1, all tokens]; None is all.
+            places: rotary tables of `packed`.
+
+        Returns:
+            Shaped as `packed`.
+        """
+
+        def run(blocks: nn.ModuleList, *streams: torch.Tensor | None) -> Sequence[torch.Tensor]:
+            for block in blocks:
+                if torch.is_grad_enabled() and self.gradient_checkpointing:
+                    block = functools.partial(self._gradient_checkpointing_func, block)
+                streams = block(*streams, condition, mask, places)
+            return streams
+
+        streams = run(self.transformer_blocks, packed, text)
+        if can_fuse(packed, mask) and not self.is_cache_enabled:  # diffusers', of both streams
+            streams = torch.cat(streams, dim=1), None
+        x, _ = run(self.single_transformer_blocks, *streams)
+        return x[:, : packed.shape[1]]
 
     def _decisive(self, packed: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """What TeaCache decides by. The first block's weights may be elsewhere, to be fetched only
