@@ -20,6 +20,7 @@ from diffusers_helper.clip_vision import hf_clip_vision_encode
 from diffusers_helper.errors import ImageError, NonFiniteError
 from diffusers_helper.hunyuan import (
     TEXT_LENGTH,
+    DecodedPieces,
     encode_prompt_conds,
     vae_decode,
     vae_decode_fake,
@@ -194,6 +195,7 @@ def generate(
     start, embeddings = _encode_image(models, settings, image, width, height)
 
     history = LatentHistory(order, window, start)
+    pieces = DecodedPieces(history.shared)
     generator = torch.Generator("cpu").manual_seed(settings.seed)
     metadata = describe(settings, models, order, width, height)
     with GrowingVideo(
@@ -240,7 +242,7 @@ def generate(
             to_decode = history.add(section, latents)
             bring(models.vae, models, settings.gpu_memory_preservation)
             choose_tiling(models)
-            frames = vae_decode(to_decode, models.vae)
+            frames = vae_decode(to_decode, models.vae, pieces)
             _check_finite(frames, section)
             video.add(frames, overlap=section_frames(window))
             output.with_suffix(".json").write_text(

@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from diffusers_helper.models import Models
+from diffusers_helper.models.vae_decoder import is_fused
 from diffusers_helper.streaming import Streamed
 
 logger = logging.getLogger(__name__)
 
 _GB = 1024**3
-_WHOLE_DECODE_GB = 24.0
-"""Free memory from which on the VAE decodes whole frames: a section at 544x704 takes 21 GB."""
+_WHOLE_DECODE_GB = {False: 24.0, True: 12.0}
+"""Free memory from which on the VAE decodes whole frames, by whether its decoder is fused: a
+section at 544x704 takes 21 or 10 GB."""
 _BLOCKS = ("layers", "transformer_blocks", "single_transformer_blocks")
 """Where networks keep the bulk of their weights, in the order it is used."""
 
@@ -98,7 +100,7 @@ def _modules(models: Models) -> tuple[nn.Module, ...]:
 def choose_tiling(models: Models) -> None:
     """Let the VAE decode in tiles where whole frames would not fit; call before decoding."""
     if models.device.type == "cuda":
-        models.vae.use_tiling = free_gb(models.device) < _WHOLE_DECODE_GB
+        models.vae.use_tiling = free_gb(models.device) < _WHOLE_DECODE_GB[is_fused(models.vae)]
 
 
 def free_gb(device: torch.device) -> float:

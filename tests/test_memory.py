@@ -204,11 +204,15 @@ def test_decoding_on_a_small_card_has_it_alone(monkeypatch):
     assert card.free_gb == 6 - SIZES["vae"]
 
 
-@pytest.mark.parametrize(("size_gb", "tiled"), [(80, False), (24, True)])
-def test_whole_frames_are_decoded_where_they_fit(monkeypatch, size_gb, tiled):
+@pytest.mark.parametrize(
+    ("size_gb", "fused", "tiled"),
+    [(80, False, False), (54, False, True), (54, True, False), (24, True, True)],
+)
+def test_whole_frames_are_decoded_where_they_fit(monkeypatch, size_gb, fused, tiled):
     card = Card(monkeypatch, size_gb)
     for _ in card.run():
         pass
+    monkeypatch.setattr(memory, "is_fused", lambda vae: vae is card.networks["vae"] and fused)
     choose_tiling(card.models)
     assert card.networks["vae"].use_tiling is tiled
 
