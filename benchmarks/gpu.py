@@ -9,10 +9,12 @@ else. `--small` runs all of it on a CPU with a small network, to try the command
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,16 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransforme
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.caching import conditions
 from diffusers_helper.hunyuan import TEXT_LENGTH, vae_decode
+from diffusers_helper.k_diffusion.wrapper import fm_wrapper
+from diffusers_helper.models import load_models
+from diffusers_helper.models.float8 import to_float8, why_not_float8
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
 from diffusers_helper.sections import LatentHistory, SectionOrder, plan_sections, section_frames
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.world import sample_scene
 
 _SMALL = {
     "num_attention_heads": 2,
@@ -66,6 +74,15 @@ class Card:
         self.device = torch.device("cpu" if small else "cuda")
         self.dtype = torch.float32 if small else torch.bfloat16
         self.name = "a CPU, in miniature" if small else torch.cuda.get_device_name()
+        self.targets: list[str] = []
+        """Rows of what is measured beside what it should be."""
+
+    def target(self, what: str, measured: float, aim: float, at_least: bool = False) -> None:
+        met = measured >= aim if at_least else measured <= aim
+        sign = "≥" if at_least else "≤"
+        self.targets.append(
+            _row(what, f"{measured:.3f}", f"{sign} {aim:g}", "met" if met else "**missed**")
+        )
 
     def random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device, dtype=self.dtype)
@@ -77,10 +94,12 @@ class Card:
         self._wait()
         return 1000 * (time.perf_counter() - begin)
 
-    def medians(self, runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-        """Milliseconds of each, taking turns, after a turn that does not count."""
-        times = [{name: self.ms(run) for name, run in runs.items()} for _ in range(rounds + 1)]
-        return {name: statistics.median(t[name] for t in times[1:]) for name in runs}
+    def medians(
+        self, runs: dict[str, Callable[[], Any]], rounds: int, warm: bool = False
+    ) -> dict[str, float]:
+        """Milliseconds of each, taking turns, after one that does not count if not all is warm."""
+        times = [{n: self.ms(run) for n, run in runs.items()} for _ in range(rounds + 1 - warm)]
+        return {name: statistics.median(t[name] for t in times[1 - warm :]) for name in runs}
 
     def _wait(self) -> None:
         if not self.small:
@@ -132,22 +151,31 @@ class Setting:
         )
 
 
-def as_diffusers(transformer: nn.Module) -> Callable:
-    """diffusers' class, called with FramePack's names."""
+class as_diffusers:
+    """diffusers' class, called with FramePack's names and without its care for dtypes."""
 
-    def call(**args: Any) -> Any:
-        return transformer(
-            **{
-                _DIFFUSERS_NAMES.get(name, name): x[0] if "indices" in name else x
-                for name, x in args.items()
-            }
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, **args: Any) -> Any:
+        def as_theirs(name: str, x: Any) -> Any:
+            if "indices" in name:
+                return x[0]
+            return x.to(args["hidden_states"].dtype) if "clean_latents" in name else x
+
+        return self.model(
+            **{_DIFFUSERS_NAMES.get(name, name): as_theirs(name, x) for name, x in args.items()}
         )
 
-    return call
 
+def count(transformer: nn.Module, call: Callable, given: dict) -> tuple[float, float, int]:
+    """TFLOP of a step's matrix products, of its attention, and the length of its sequence.
 
-def count(transformer: nn.Module, call: Callable[[], Any]) -> tuple[float, float, int]:
-    """TFLOP of a step's matrix products, of its attention, and the length of its sequence."""
+    Args:
+        transformer: diffusers' class, whose blocks call their layers one by one.
+        call: runs it.
+        given: arguments of the step.
+    """
     products, lengths = [], []
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     hooks = [
@@ -166,10 +194,10 @@ def count(transformer: nn.Module, call: Callable[[], Any]) -> tuple[float, float
         )
         for block in blocks
     ]
-    call()
+    call(**given)
     for hook in hooks:
         hook.remove()
-    attention = sum(4 * n**2 * transformer.inner_dim for n in lengths)
+    attention = sum(4 * n**2 * transformer.proj_out.in_features for n in lengths)
     return sum(products) / 1e12, attention / 1e12, max(lengths)
 
 
@@ -198,33 +226,41 @@ def limits(card: Card, transformer: nn.Module, length: int, rounds: int) -> dict
     }
 
 
+def peak_signal_to_noise(latents: torch.Tensor, reference: torch.Tensor) -> float:
+    """In dB, of the range that the reference spans."""
+    span = reference.max() - reference.min()
+    return (20 * span.log10() - 10 * (latents - reference).square().mean().log10()).item()
+
+
 def steps(card: Card, paths: dict[str, Callable], options: argparse.Namespace) -> list[str]:
-    """Lines on a step at every size and window."""
+    """Lines on a step at every size and window; against the targets, of the first of them."""
     ours = paths["ours"]
-    lines = [
-        "## A step",
-        "",
-        "| size | window | tokens | diffusers ms | ours ms | ratio | floor ms | reached |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    others = [name for name in paths if name != "diffusers"]
+    head = ["size", "window", "tokens", "diffusers ms"]
+    head += [title for name in others for title in (f"{name} ms", "ratio")]
+    lines = ["## A step", "", *_head(*head, "floor ms", "reached")]
     for (height, width), window in product(options.sizes, options.windows):
         given = Setting(card, ours.config, height, width, window).step
-        products, attention, length = count(ours, lambda given=given: ours(**given))
+        runs = {name: lambda p=p, given=given: p(**given) for name, p in paths.items()}
+        with ExitStack() as passes:
+            for name in others:  # as in a sampling, which names its passes
+                passes.enter_context(paths[name].cache_context("positive"))
+            first = {name: card.ms(run) for name, run in runs.items()}
+            ms = card.medians(runs, options.rounds)
+        products, attention, length = count(paths["diffusers"].model, paths["diffusers"], given)
         rates = limits(card, ours, length, options.rounds)
         floor = 1000 * (products / rates["products"] + attention / rates["attention"])
-        runs = {name: lambda p=p, given=given: p(**given) for name, p in paths.items()}
-        ms = card.medians(runs, options.rounds)
-        figures = (
-            f"{height}x{width}",
-            str(window),
-            str(length),
-            f"{ms['diffusers']:.1f}",
-            f"{ms['ours']:.1f}",
-            f"**{ms['ours'] / ms['diffusers']:.3f}**",
-            f"{floor:.1f}",
-            f"{floor / ms['ours']:.2f}",
-        )
-        lines.append(f"| {' | '.join(figures)} |")
+        ratios = {name: ms[name] / ms["diffusers"] for name in others}
+        figures = [f"{height}x{width}", str(window), str(length), f"{ms['diffusers']:.1f}"]
+        figures += [x for n in others for x in (f"{ms[n]:.1f}", f"**{ratios[n]:.3f}**")]
+        lines.append(_row(*figures, f"{floor:.1f}", f"{floor / ms['ours']:.2f}"))
+        if len(card.targets) == 0:
+            card.target("step, of diffusers' eager", ratios["ours"], 0.72)
+            card.target("floor of a step, of our step", floor / ms["ours"], 0.85, at_least=True)
+            if "float8" in ratios:
+                card.target("step in float8, of diffusers' eager", ratios["float8"], 0.60)
+            compiling = max(first[name] - ms[name] for name in others) / 1000
+            card.target("compilation, s", compiling, 60)
     return [
         *lines,
         "",
@@ -233,26 +269,165 @@ def steps(card: Card, paths: dict[str, Callable], options: argparse.Namespace) -
     ]
 
 
+def errors(card: Card, paths: dict[str, Callable]) -> list[str]:
+    """Lines on how far a velocity is from float32's, of a picture small enough for that."""
+    size = (64, 96, 2) if card.small else (256, 320, 9)
+    given = Setting(card, paths["ours"].config, *size).step
+    made = {name: path(**given)[0].float() for name, path in paths.items()}
+    exact = in_float32(paths["diffusers"].model, given)
+    far = {name: ((v - exact).norm() / exact.norm()).item() for name, v in made.items()}
+    card.target(
+        "error against float32, of diffusers' in bfloat16",
+        far["ours"] / max(far["diffusers"], 1e-12),
+        1.1,
+    )
+    return [
+        f"## Error of a step against float32, {size[0]}x{size[1]}",
+        "",
+        *_head("", "relative error"),
+        *(_row(name, f"{error:.5f}") for name, error in far.items()),
+    ]
+
+
+def in_float32(transformer: nn.Module, given: dict[str, Any]) -> torch.Tensor:
+    """Velocity of diffusers' class with float32 arithmetic; its blocks are cast one at a time."""
+    dtype = transformer.dtype
+    blocks = (transformer.transformer_blocks, transformer.single_transformer_blocks)
+    own = [m for name, m in transformer.named_children() if m not in blocks]
+    hooks = []
+    for block in (*blocks[0], *blocks[1]):
+        hooks += [
+            block.register_forward_pre_hook(lambda block, _: block.float() and None),
+            block.register_forward_hook(lambda block, *_: block.to(dtype) and None),
+        ]
+    for module in own:
+        module.float()
+    floats = [n for n, x in given.items() if torch.is_tensor(x) and x.is_floating_point()]
+    given = given | {name: given[name].float() for name in floats}
+    exact = as_diffusers(transformer)(**given)[0]
+    for module in own:
+        module.to(dtype)
+    for hook in hooks:
+        hook.remove()
+    return exact
+
+
 def whole_section(card: Card, paths: dict[str, Callable], options: argparse.Namespace) -> list[str]:
-    """Lines on a whole section, of the last size and window."""
-    (height, width), window = options.sizes[-1], options.windows[-1]
+    """Lines on a whole section, of the first size and window."""
+    (height, width), window = options.sizes[0], options.windows[0]
     setting = Setting(card, paths["ours"].config, height, width, window)
     with card.device:
         vae = AutoencoderKLHunyuanVideo(**(_SMALL_VAE if card.small else {}))
     vae = vae.to(torch.float32 if card.small else torch.float16).eval()
     latents = torch.randn(1, 16, 2 * window, height // 8, width // 8)
+    fastest = paths.get("float8", paths["ours"])
+    calls = _Calls(fastest)
+
+    def cached() -> None:
+        calls.clear()
+        fastest.initialize_teacache(num_steps=_STEPS)
+        setting.sample(fastest, card, 0.0)
+        fastest.initialize_teacache(False)
+
     runs = {
         **{f"sampling, {n}": lambda p=p: setting.sample(p, card, 0.0) for n, p in paths.items()},
-        "sampling, ours, beta 0.7": lambda: setting.sample(paths["ours"], card, 0.7),
-        "decoding": lambda: vae_decode(latents, vae),
+        "sampling, TeaCache on the fastest": cached,
+        "decoding, diffusers": lambda: vae.decode(
+            latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        ),
+        "decoding, ours": lambda: vae_decode(latents, vae),
     }
-    ms = card.medians(runs, options.rounds)
+    ms = card.medians(runs, 1, warm=True)  # a section takes long, and is a mean of steps
+    theirs = ms["sampling, diffusers"] + ms["decoding, diffusers"]
+    ours = ms["sampling, TeaCache on the fastest"] + ms["decoding, ours"]
+    card.target("section with TeaCache, of diffusers'", ours / theirs, 0.35)
+    added = beta_ms(card) / (ms["sampling, ours"] / _STEPS)
+    card.target("what beta adds to a step, of it", added, 0.001)
+    card.target("decoding, of diffusers'", ms["decoding, ours"] / ms["decoding, diffusers"], 0.6)
     return [
         f"## A section of {_STEPS} steps, {height}x{width}, window {window}",
         "",
-        "| | s |",
-        "|---|---|",
-        *(f"| {name} | {t / 1000:.2f} |" for name, t in ms.items()),
+        *_head("", "s"),
+        *(_row(name, f"{t / 1000:.2f}") for name, t in ms.items()),
+        "",
+        f"With TeaCache {calls.count} of {_STEPS} steps were computed; the weights are random.",
+    ]
+
+
+def beta_ms(card: Card) -> float:
+    """What a schedule adds to a step, with a transformer that takes no time of its own."""
+    x, guidance = card.random(1, 16, 1, 2, 2), card.random(1)
+    model = fm_wrapper(lambda **given: (given["hidden_states"],))
+    given = {"dtype": x.dtype, "cfg_scale": 1.0, "cfg_rescale": 0.0, "concat_latent": None}
+    given["positive"] = {"guidance": guidance}
+
+    def steps(enabled: bool) -> None:
+        for _ in range(_STEPS):
+            adaptive_cfg = {"enabled": enabled, "beta": 0.7, "cfg_min": 1.0}
+            model(x, torch.tensor([0.5]), **given, adaptive_cfg=adaptive_cfg)
+
+    ms = card.medians({"on": lambda: steps(True), "off": lambda: steps(False)}, 20)
+    return (ms["on"] - ms["off"]) / _STEPS
+
+
+class _Calls:
+    """Counts how often the last block of a transformer runs."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self.count = 0
+        transformer.single_transformer_blocks[-1].register_forward_hook(self._add)
+
+    def clear(self) -> None:
+        self.count = 0
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+
+def float8_quality(card: Card, paths: dict[str, Callable]) -> list[str]:
+    """Lines on latents of whole sections in float8 against bfloat16's."""
+    random = Setting(card, paths["ours"].config, 256, 320, 9)
+    models = load_models("tiny", card.device)
+    small = models.transformer.to(card.device)
+    scene = sample_scene(TrainingConfig.unseen_seed, "fade", (128, 128))
+    given = conditions(
+        replace(
+            models,
+            **{
+                name: getattr(models, name).to(card.device)
+                for name in ("text_encoder", "text_encoder_2", "image_encoder", "vae")
+            },
+        ),
+        scene,
+    )
+    sample_small = functools.partial(
+        sample_hunyuan,
+        width=128,
+        height=128,
+        frames=section_frames(9),
+        distilled_guidance_scale=models.settings["gs"],
+        num_inference_steps=_STEPS,
+        dtype=small.dtype,
+        device=card.device,
+        **{name: x.to(card.device) for name, x in given.items()},
+    )
+
+    def of_small() -> torch.Tensor:
+        return sample_small(small, generator=torch.Generator().manual_seed(0))
+
+    plain = of_small()
+    to_float8(small)
+    rows = {
+        "the small model": peak_signal_to_noise(of_small(), plain),
+        "random weights, full size": peak_signal_to_noise(
+            random.sample(paths["float8"], card, 0.0), random.sample(paths["ours"], card, 0.0)
+        ),
+    }
+    return [
+        f"## Float8 against bfloat16, latents after {_STEPS} steps",
+        "",
+        *_head("", "PSNR dB"),
+        *(_row(name, f"{value:.1f}") for name, value in rows.items()),
     ]
 
 
@@ -261,18 +436,46 @@ def report(options: argparse.Namespace) -> str:
     """The whole report, in Markdown."""
     card = Card(options.small)
     torch.manual_seed(0)
+    torch.set_default_dtype(card.dtype)  # 13 billion float32 numbers would not fit
     with card.device:
         ours = HunyuanVideoTransformer3DModelPacked(
             has_image_proj=True, has_clean_x_embedder=True, **(_SMALL if card.small else {})
         )
-    ours.to(card.dtype).eval()
-    with torch.device("meta"):
-        theirs = HunyuanVideoFramepackTransformer3DModel.from_config(ours.config)
-    theirs.load_state_dict(ours.state_dict(), assign=True)
-    paths = {"diffusers": as_diffusers(theirs.eval()), "ours": ours}
+    torch.set_default_dtype(torch.float32)
+    ours.eval()
+    paths = {"diffusers": as_diffusers(_twin(ours, HunyuanVideoFramepackTransformer3DModel))}
+    paths["ours"] = ours
+    float8 = _twin(ours, HunyuanVideoTransformer3DModelPacked)
+    without = why_not_float8(float8, card.device)
+    if without is None:
+        to_float8(float8)
+        paths["float8"] = float8
+    parts = [steps(card, paths, options), whole_section(card, paths, options), errors(card, paths)]
+    if without is None:
+        parts.append(float8_quality(card, paths))
     lines = ["# Performance", "", f"{card.name}, PyTorch {torch.__version__}.", ""]
-    lines += [*steps(card, paths, options), "", *whole_section(card, paths, options)]
+    lines += ["## Targets", "", *_head("", "measured", "target", ""), *card.targets]
+    if without is not None:
+        lines += ["", f"Not measured in float8: {without}."]
+    for part in parts:
+        lines += ["", *part]
     return "\n".join(lines) + "\n"
+
+
+def _twin(transformer: nn.Module, kind: type) -> nn.Module:
+    """The same weights, not copied, in a network of another class."""
+    with torch.device("meta"):
+        twin = kind.from_config(transformer.config)
+    twin.load_state_dict(transformer.state_dict(), assign=True)
+    return twin.eval()
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(*titles: str) -> list[str]:
+    return [_row(*titles), "|" + "---|" * len(titles)]
 
 
 def _size(text: str) -> tuple[int, int]:

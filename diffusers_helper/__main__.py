@@ -4,11 +4,13 @@ import argparse
 import logging
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
+from diffusers_helper.context_parallel import Crew, follows, launched
 from diffusers_helper.errors import SettingsError, UserError, explain
 from diffusers_helper.generation import Progress, generate, open_image
 from diffusers_helper.models import (
@@ -27,19 +29,22 @@ _SHORTER = {"n_prompt": "negative-prompt", "total_second_length": "seconds"}
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 failed, 2 usage, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    level = logging.ERROR if follows() else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     try:
-        return _run(options)
+        with Crew() if launched() else nullcontext() as crew:
+            return _run(options, crew)
     except KeyboardInterrupt:
         return 130
     except (UserError, OSError, RuntimeError) as error:
         if options.verbose:
             raise
-        print(f"error: {explain(error, 'the output of --verbose')}", file=sys.stderr)  # noqa: T201
+        if not (isinstance(error, UserError) and follows()):  # the first process says the same
+            print(f"error: {explain(error, 'the output of --verbose')}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, SettingsError) else 1
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, crew: Crew | None) -> int:
     model = choose_model(options.model, real="f1")
     names = [f.name for f in fields(GenerationSettings)]
     given = {name: value for name, value in vars(options).items() if name in names}
@@ -48,10 +53,17 @@ def _run(options: argparse.Namespace) -> int:
     if options.output.is_dir():
         raise UserError(f"--output must name a file, {options.output} is a folder.")
     order = _ORDERS[options.demo or ("framepack" if model == "framepack" else "f1")]
+    leads = crew is None or crew.leads
     frames = 0
     try:
-        with tqdm(unit="step", disable=None) as bar:
-            models = load_models(model, weights=options.weights, report=bar.set_description)
+        with tqdm(unit="step", disable=None if leads else True) as bar:
+            models = load_models(
+                model, weights=options.weights, report=bar.set_description, fp8=settings.fp8
+            )
+            if crew is not None:
+                crew.share(models.transformer)
+            if not leads:
+                return 0
             for event in generate(
                 models, image, settings, order, options.output, stop=threading.Event()
             ):
@@ -71,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m diffusers_helper",
         description="FramePack with Step-Adaptive CFG: an image and a prompt become a video.",
-        epilog="The tiny model has defaults of its own for some settings, see its framepack.json.",
+        epilog="The tiny model has defaults of its own for some settings, see its framepack.json. "
+        "Several GPUs of one machine share a video: torchrun --nproc-per-node 2 -m "
+        "diffusers_helper ...",
     )
     parser.add_argument("--image", type=Path, required=True, help="to start from")
     parser.add_argument("--output", type=Path, required=True, help="the MP4 to write")

@@ -20,6 +20,7 @@ from diffusers_helper.clip_vision import hf_clip_vision_encode
 from diffusers_helper.errors import ImageError, NonFiniteError
 from diffusers_helper.hunyuan import (
     TEXT_LENGTH,
+    DecodedPieces,
     encode_prompt_conds,
     vae_decode,
     vae_decode_fake,
@@ -194,6 +195,7 @@ def generate(
     start, embeddings = _encode_image(models, settings, image, width, height)
 
     history = LatentHistory(order, window, start)
+    pieces = DecodedPieces(history.shared)
     generator = torch.Generator("cpu").manual_seed(settings.seed)
     metadata = describe(settings, models, order, width, height)
     with GrowingVideo(
@@ -240,7 +242,7 @@ def generate(
             to_decode = history.add(section, latents)
             bring(models.vae, models, settings.gpu_memory_preservation)
             choose_tiling(models)
-            frames = vae_decode(to_decode, models.vae)
+            frames = vae_decode(to_decode, models.vae, pieces)
             _check_finite(frames, section)
             video.add(frames, overlap=section_frames(window))
             output.with_suffix(".json").write_text(
@@ -258,8 +260,9 @@ def _encode_prompts(
     models: Models, settings: GenerationSettings, prompts: Iterable[TimedPrompt]
 ) -> dict[str, dict[str, torch.Tensor]]:
     """What the transformer is told, by the text of the prompt in force."""
-    for module in (models.text_encoder, models.text_encoder_2):
-        bring(module, models, settings.gpu_memory_preservation)
+    small, large = models.text_encoder_2, models.text_encoder
+    bring(small, models, settings.gpu_memory_preservation)
+    bring(large, models, settings.gpu_memory_preservation, beside=[small])
 
     def encode(prompt: str) -> tuple[torch.Tensor, ...]:
         embeds, pooled = encode_prompt_conds(
@@ -306,7 +309,7 @@ def _sample(
 ) -> Iterator[Step]:
     """The solver's steps of one section."""
     transformer = models.transformer
-    bring(transformer, models, settings.gpu_memory_preservation)
+    bring(transformer, models, settings.gpu_memory_preservation, beside=[models.vae])
     transformer.initialize_teacache(settings.use_teacache, num_steps=settings.steps)
 
     def stepwise(model: Any, noise: torch.Tensor, sigmas: torch.Tensor, **kwargs) -> Iterator[Step]:

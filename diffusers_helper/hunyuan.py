@@ -72,18 +72,74 @@ def vae_encode(
     return posterior.sample(generator) * vae.config.scaling_factor
 
 
+class DecodedPieces:
+    """Pieces of a video that need not be decoded again.
+
+    diffusers' VAE decodes a video in overlapping pieces of time that know nothing of each other
+    until they are blended. A section is decoded together with its neighbour, so that some pieces
+    come twice.
+
+    Args:
+        shared: which of the latent frames that are decoded come again the next time.
+    """
+
+    def __init__(self, shared: slice) -> None:
+        self._shared = shared
+        self._known: list[tuple[torch.Tensor, bool, torch.Tensor]] = []
+
+    def decode(self, z: torch.Tensor, vae: Any) -> torch.Tensor:
+        """What `vae.decode` returns, bit for bit."""
+        ratio, frames = vae.temporal_compression_ratio, z.shape[2]
+        length, stride = vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames
+        if not vae.use_framewise_decoding or frames <= length // ratio:
+            return vae.decode(z, return_dict=False)[0]
+        known, self._known = self._known, []
+        shared = range(frames)[self._shared]
+        video = []
+        # All but the first piece lose their first frame, so none begins with the last latent.
+        for begin in range(0, frames - 1, stride // ratio):
+            place = range(frames)[begin : begin + length // ratio + 1]
+            latents = z[:, :, place.start : place.stop]
+            same = (v for k, tiled, v in known if tiled == vae.use_tiling and k.equal(latents))
+            piece = next(same, None)
+            if piece is None:
+                piece = _decode_piece(latents, vae)
+            if place[0] in shared and place[-1] in shared:
+                self._known.append((latents.clone(), vae.use_tiling, piece))
+            if begin > 0:
+                piece = piece[:, :, 1:].clone()  # blending writes into it
+                piece = vae.blend_t(video[-1], piece, length - stride)
+            video.append(piece)
+        video = [piece[:, :, : stride + (i == 0)] for i, piece in enumerate(video)]
+        return torch.cat(video, dim=2)[:, :, : ratio * (frames - 1) + 1]
+
+
+def _decode_piece(z: torch.Tensor, vae: Any) -> torch.Tensor:
+    """As diffusers' VAE decodes a piece of time: at once, or in tiles where that is on."""
+    ratio = vae.spatial_compression_ratio
+    height, width = vae.tile_sample_min_height // ratio, vae.tile_sample_min_width // ratio
+    if vae.use_tiling and (z.shape[3] > height or z.shape[4] > width):
+        return vae.tiled_decode(z, return_dict=False)[0]
+    return vae.decoder(vae.post_quant_conv(z))
+
+
 @torch.inference_mode()
-def vae_decode(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+def vae_decode(
+    latents: torch.Tensor, vae: Any, pieces: DecodedPieces | None = None
+) -> torch.Tensor:
     """Decode latents to video.
 
     Args:
         latents: shape [B, 16, T, H, W].
+        pieces: of the sections before, for an `AutoencoderKLHunyuanVideo`; the result is the same.
 
     Returns:
         About [-1, 1], shape [B, 3, 4T - 3, 8H, 8W].
     """
     latents = latents.to(device=vae.device, dtype=vae.dtype) / vae.config.scaling_factor
-    return vae.decode(latents, return_dict=False)[0]
+    if pieces is None:
+        return vae.decode(latents, return_dict=False)[0]
+    return pieces.decode(latents, vae)
 
 
 # ComfyUI's fit for HunyuanVideo's VAE: a row a channel, to red, green, blue; the last is the bias.

@@ -1,67 +1,93 @@
 """Where models rest and run: all on the GPU when they fit, otherwise in turns."""
 
 import logging
+from collections.abc import Collection
 
 import torch
-from diffusers.hooks import apply_group_offloading
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from torch import nn
 
 from diffusers_helper.models import Models
+from diffusers_helper.models.vae_decoder import is_fused
+from diffusers_helper.streaming import Streamed
 
 logger = logging.getLogger(__name__)
 
 _GB = 1024**3
-_WHOLE_DECODE_GB = 24.0
-"""Free memory from which on the VAE decodes whole frames: a section at 544x704 takes 21 GB."""
+_WHOLE_DECODE_GB = {False: 24.0, True: 12.0}
+"""Free memory from which on the VAE decodes whole frames, by whether its decoder is fused: a
+section at 544x704 takes 21 or 10 GB."""
+_BLOCKS = ("layers", "transformer_blocks", "single_transformer_blocks")
+"""Where networks keep the bulk of their weights, in the order it is used."""
 
 
-def bring(module: torch.nn.Module, models: Models, preserved_gb: float) -> None:
+def bring(
+    module: nn.Module, models: Models, preserved_gb: float, beside: Collection[nn.Module] = ()
+) -> None:
     """Make one of `models` ready to run on their device.
 
-    On a GPU it stays there if it fits and leaves `preserved_gb` free; others are sent to host
-    memory if it needs their place. A model that does not fit alone is streamed through the GPU a
-    block at a time from then on.
+    On a GPU that holds all of them beside `preserved_gb` they stay there. On a smaller one they
+    take turns, from host memory; of one that does not fit alone, only some blocks are on the GPU
+    all the time, as many as leave `preserved_gb` free, and the others are streamed.
 
     Args:
         module: one of `models`.
         models: all that may take turns.
         preserved_gb: GB of GPU memory to leave free for what is computed.
+        beside: others that stay where they are: they run together with it, or in turns so often
+            that moving them would take longer than their memory is worth.
     """
     device = models.device
-    if device.type != "cuda":
+    if device.type != "cuda" or (home_of(module) is None and _all_fit(models, preserved_gb)):
         module.to(device)
         return
-    if _is_group_offload_enabled(module):
-        return
-    size = sum(p.nbytes for p in module.parameters()) / _GB
-    needed = preserved_gb + (0 if _is_resident(module) else size)
-    if free_gb(device) < needed:
+    home = home_of(module) or _take_home(module, device)
+    if free_gb(device) + home.held / _GB < preserved_gb + home.size / _GB:
         for other in _modules(models):
-            if other is not module and not _is_group_offload_enabled(other):
+            if other is module or other in beside:
+                continue
+            if (others := home_of(other)) is not None:
+                others.release()
+            else:
                 other.to("cpu")
         torch.cuda.empty_cache()
-    streamable = module in (models.text_encoder, models.transformer)
-    if streamable and free_gb(device) < needed:
+    streamed = home.streamed
+    home.arrange(int((free_gb(device) - preserved_gb) * _GB) + home.held)
+    if home.streamed and home.streamed != streamed:
         logger.info(
-            "Streaming %s: its %.1f GB do not fit beside %.1f GB kept free",
+            "%.1f of %.1f GB of %s are streamed: they do not fit beside %.1f GB kept free",
+            home.streamed / _GB,
+            home.size / _GB,
             type(module).__name__,
-            size,
             preserved_gb,
         )
-        module.to("cpu")
-        torch.cuda.empty_cache()
-        apply_group_offloading(
-            module, device, offload_type="block_level", num_blocks_per_group=1, use_stream=True
-        )
-    else:
-        module.to(device)
 
 
-def _is_resident(module: torch.nn.Module) -> bool:
+def home_of(module: nn.Module) -> Streamed | None:
+    """What keeps the weights of a module that takes turns; None of one that does not."""
+    return getattr(module, "_home", None)
+
+
+def _take_home(module: nn.Module, device: torch.device) -> Streamed:
+    module.to("cpu")
+    blocks = [block for name in _BLOCKS for block in getattr(module, name, ())]
+    module._home = Streamed(module, blocks, device)
+    return module._home
+
+
+def _all_fit(models: Models, preserved_gb: float) -> bool:
+    absent = sum(_size_gb(m) for m in _modules(models) if not _is_resident(m))
+    return free_gb(models.device) >= absent + preserved_gb
+
+
+def _size_gb(module: nn.Module) -> float:
+    return sum(p.nbytes for p in module.parameters()) / _GB
+
+
+def _is_resident(module: nn.Module) -> bool:
     return next(module.parameters()).device.type == "cuda"
 
 
-def _modules(models: Models) -> tuple[torch.nn.Module, ...]:
+def _modules(models: Models) -> tuple[nn.Module, ...]:
     return (
         models.text_encoder,
         models.text_encoder_2,
@@ -74,7 +100,7 @@ def _modules(models: Models) -> tuple[torch.nn.Module, ...]:
 def choose_tiling(models: Models) -> None:
     """Let the VAE decode in tiles where whole frames would not fit; call before decoding."""
     if models.device.type == "cuda":
-        models.vae.use_tiling = free_gb(models.device) < _WHOLE_DECODE_GB
+        models.vae.use_tiling = free_gb(models.device) < _WHOLE_DECODE_GB[is_fused(models.vae)]
 
 
 def free_gb(device: torch.device) -> float:

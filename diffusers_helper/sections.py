@@ -126,6 +126,13 @@ class LatentHistory:
             return self._latents[:, :, -decode:]
         return self._latents[:, :, :decode]
 
+    @property
+    def shared(self) -> slice:
+        """Which of the latents that `add` returns it returns again with the next section."""
+        if self.order is SectionOrder.FORWARD:
+            return slice(-self.window, None)
+        return slice(self.window)
+
     def _extend(self, latents: torch.Tensor) -> None:
         self._made += latents.shape[2]
         latents = latents.to(self._latents)

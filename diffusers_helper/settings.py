@@ -100,6 +100,11 @@ class GenerationSettings:
         1,
         0.05,
     )
+    fp8: bool = _setting(
+        False,
+        "Faster, and half the memory for the transformer; the video differs a little. Needs a GPU "
+        "of compute capability 8.9 or more.",
+    )
 
     def __post_init__(self) -> None:
         for setting in fields(self):

@@ -380,7 +380,7 @@ def test_the_past_is_weaker_where_the_prompt_changes(miniature, tmp_path, monkey
     monkeypatch.setattr(
         generation,
         "vae_decode",
-        lambda latents, vae: torch.zeros(1, 3, 4 * latents.shape[2] - 3, 96, 160),
+        lambda latents, vae, pieces: torch.zeros(1, 3, 4 * latents.shape[2] - 3, 96, 160),
     )
 
     def shown(**gate: float) -> list[dict[str, torch.Tensor]]:

@@ -8,11 +8,13 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 
 from diffusers_helper.clip_vision import hf_clip_vision_encode
 from diffusers_helper.hunyuan import (
+    DecodedPieces,
     encode_prompt_conds,
     vae_decode,
     vae_decode_fake,
     vae_encode,
 )
+from diffusers_helper.sections import FPS, LatentHistory, SectionOrder, plan_sections
 
 TEMPLATE = DEFAULT_PROMPT_TEMPLATE["template"]
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
@@ -154,6 +156,61 @@ def test_encoding_scales():
 def test_decoding_undoes_the_scale_first():
     video = vae_decode(torch.full((1, 16, 1, 1, 1), 0.5), DoublingVAE())
     assert (video == 0.5 / 0.25 / 2).all()
+
+
+@pytest.fixture
+def decoded(miniature, monkeypatch) -> list[int]:
+    """How many latent frames the VAE's network has decoded, call by call."""
+    lengths, decode = [], miniature.vae.decoder.forward
+    monkeypatch.setattr(
+        miniature.vae.decoder, "forward", lambda z: lengths.append(z.shape[2]) or decode(z)
+    )
+    return lengths
+
+
+@pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
+@pytest.mark.parametrize("window", [2, 9])
+@pytest.mark.parametrize("order", SectionOrder)
+def test_known_pieces_change_nothing(miniature, monkeypatch, order, window, tiled):
+    vae = miniature.vae
+    for name, value in {
+        "use_tiling": tiled,
+        "tile_sample_min_height": 16,
+        "tile_sample_stride_height": 8,
+    }.items():
+        monkeypatch.setattr(vae, name, value)
+    generator = torch.Generator().manual_seed(0)
+    history = LatentHistory(order, window, torch.randn(1, 16, 1, 4, 2, generator=generator))
+    pieces = DecodedPieces(history.shared)
+    for section in plan_sections(order, 4 * (4 * window / FPS), window):
+        made = torch.randn(1, 16, window, 4, 2, generator=generator)
+        latents = history.add(section, made)
+        assert vae_decode(latents, vae, pieces).equal(vae_decode(latents, vae))
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        # A piece of a single latent frame, all of which would be dropped, is not decoded either.
+        (SectionOrder.FORWARD, [[5, 5, 4], [5, 5, 5, 5, 5, 3], [5, 5, 5, 3]]),
+        (SectionOrder.INVERTED, [[5, 5, 3], [5, 5, 5], [5, 5, 5, 5, 5, 4]]),
+    ],
+)
+def test_what_two_sections_share_is_decoded_once(miniature, decoded, order, expected):
+    history = LatentHistory(order, 9, torch.randn(1, 16, 1, 2, 2))
+    pieces = DecodedPieces(history.shared)
+    for section, lengths in zip(plan_sections(order, 3 * 1.2, 9), expected, strict=True):
+        decoded.clear()
+        vae_decode(history.add(section, torch.randn(1, 16, 9, 2, 2)), miniature.vae, pieces)
+        assert decoded == lengths
+
+
+def test_pieces_are_known_in_the_way_in_which_they_were_decoded(miniature, decoded, monkeypatch):
+    latents, pieces = torch.randn(1, 16, 5, 2, 2), DecodedPieces(slice(None))
+    for tiled, count in ((False, 2), (False, 2), (True, 4), (True, 4)):
+        monkeypatch.setattr(miniature.vae, "use_tiling", tiled)
+        vae_decode(latents, miniature.vae, pieces)
+        assert len(decoded) == count
 
 
 def test_encoding_samples_the_posterior_with_the_generator(miniature):

@@ -41,6 +41,7 @@ OPTIONS = {
     "low_pass_sigma": ("--low-pass-sigma", 0.95),
     "history_low_pass": ("--history-low-pass", 0.4),
     "prompt_gate": ("--prompt-gate", 0.45),
+    "fp8": ("--fp8", True),
 }
 SMALL = ["--seconds", "1", "--latent-window-size", "3", "--steps", "2"]
 FRAMES, SECTIONS = 25, 2

@@ -238,3 +238,19 @@ def test_latents_take_the_starts_dtype(order):
     history = LatentHistory(order, 9, numbered([START]))
     decoded = history.add(section, numbered([1] * 9, torch.float64))
     assert decoded.dtype == torch.float32
+
+
+@pytest.mark.parametrize("window", [1, 9])
+@pytest.mark.parametrize("order", SectionOrder)
+def test_what_a_section_shares_with_the_next(order, window):
+    history = LatentHistory(order, window, numbered([START]))
+    plan = plan_sections(order, seconds_for(4, window), window)
+    before = None
+    for section in plan[:-1]:
+        made = range(section.number * 10, section.number * 10 + window)
+        latents = numbers(history.add(section, numbered(list(made))))
+        if before is not None:
+            rest = [n for n in latents if n not in made]
+            assert rest == before
+        before = latents[history.shared]
+        assert len(before) == window

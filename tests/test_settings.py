@@ -26,6 +26,7 @@ DEFAULTS = {
     "low_pass_sigma": 0.9,
     "history_low_pass": 0.0,
     "prompt_gate": 0.0,
+    "fp8": False,
 }
 RANGES = {
     "seed": (0, 2**63 - 1),

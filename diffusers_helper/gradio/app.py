@@ -78,6 +78,8 @@ class Demo:
         self.load_error = ""
         """Why loading failed, in a sentence; it is tried again with the next job."""
         self._models: Models | None = None
+        self._fp8 = False
+        """Whether they were loaded for float8."""
         self.jobs = JobQueue(prepare=self.models, explain=self._explain)
 
     def main(self, arguments: list[str] | None = None) -> None:
@@ -131,12 +133,16 @@ class Demo:
         self.weights = weights
         self.output_dir = output_dir.absolute()
 
-    def models(self) -> Models:
-        """The models, loaded at the first call."""
+    def models(self, fp8: bool | None = None) -> Models:
+        """The models, loaded at the first call and whenever `fp8` changes; None takes any."""
+        if fp8 is not None and fp8 != self._fp8:
+            self._models, self._fp8 = None, fp8  # first let go of these: both may not fit
         if self._models is None:
             self.load_error = ""
             try:
-                self._models = load_models(self.model, weights=self.weights, report=self._report)
+                self._models = load_models(
+                    self.model, weights=self.weights, report=self._report, fp8=self._fp8
+                )
             except Exception as error:
                 self.load_error = self._explain(error)
                 raise
@@ -175,7 +181,8 @@ class Demo:
 
         def events() -> Iterator[Event]:
             output = self.output_dir / f"{generate_timestamp()}.mp4"
-            yield from generate(self.models(), image, settings, self.order, output, stop)
+            models = self.models(settings.fp8)
+            yield from generate(models, image, settings, self.order, output, stop)
 
         return events()
 

@@ -160,6 +160,11 @@ class Page:
                 info=_setting("use_teacache").metadata["help"],
                 value=self._defaults.use_teacache,
             )
+            made["fp8"] = gr.Checkbox(
+                label="Use Float8",
+                info=_setting("fp8").metadata["help"],
+                value=self._defaults.fp8,
+            )
             made["seed"] = gr.Number(
                 label="Seed",
                 info=_setting("seed").metadata["help"],

@@ -81,6 +81,7 @@ def fm_wrapper(transformer: Callable, t_scale: float = 1000.0) -> Callable[..., 
         low_pass: dict(sigma, positive, negative) or absent. What takes the place of each pass's
             arguments of the same names while the mean sigma is `sigma` or more.
     """
+    getattr(transformer, "forget", lambda: None)()
     # diffusers' models keep what they cache between steps apart by the name of the pass.
     pass_context = getattr(transformer, "cache_context", lambda name: nullcontext())
 

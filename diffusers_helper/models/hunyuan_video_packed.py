@@ -1,7 +1,8 @@
 """FramePack's transformer: diffusers' network under the names that FramePack's users know."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusers.utils import apply_lora_scale
 from torch import nn
 from torch.func import functional_call
 
+from diffusers_helper.models.fast_blocks import can_fuse, make_fast
 from diffusers_helper.models.teacache import TeaCache
 
 
@@ -39,8 +41,10 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.proj_out = _OutputProjection(self.inner_dim, self.proj_out.out_features)
+        make_fast(self)
         self._teacache: TeaCache | None = None
         self._pass: str | None = None
+        self._known: dict[Any, tuple[Sequence[Any], Any]] = {}
 
     @property
     def inner_dim(self) -> int:
@@ -78,13 +82,31 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
 
     @contextmanager
     def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
-        """Name the pass that is called, for all that is cached between steps."""
+        """Name the pass that is called, for all that is cached between steps.
+
+        Within it, what depends on neither noise nor noise level is computed once for the same
+        tensors: do not change them in place before `forget`.
+        """
         self._pass = name
         try:
             with super().cache_context(name, **kwargs):
                 yield
         finally:
             self._pass = None
+
+    def forget(self) -> None:
+        """Compute everything anew, as a new sampling must: weights may have changed."""
+        self._known.clear()
+
+    def _once(self, what: Any, given: Sequence[Any], compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, as long as a pass is `given` the same."""
+        if self._pass is None or torch.is_grad_enabled():
+            return compute()
+        before, result = self._known.get((self._pass, what), ((), None))
+        if len(before) != len(given) or any(a is not b for a, b in zip(before, given, strict=True)):
+            result = compute()
+            self._known[self._pass, what] = (given, result)
+        return result
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -133,35 +155,40 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
         """
         if image_embeddings is None:
             raise ValueError("image_embeddings is required, got None")
-        if latent_indices is None:
-            latent_indices = torch.arange(hidden_states.shape[2])
 
         history = (
             (clean_latents, clean_latent_indices),
             (clean_latents_2x, clean_latent_2x_indices),
             (clean_latents_4x, clean_latent_4x_indices),
         )
-        packed, places = self._pack(hidden_states, latent_indices, history)
+        of_history, places = self._once(
+            ("history", *hidden_states.shape),
+            (latent_indices, *itertools.chain(*history)),
+            lambda: self._history(hidden_states, latent_indices, history),
+        )
+        packed = torch.cat([*of_history, self.x_embedder(hidden_states)], dim=1)
         condition, _ = self.time_text_embed(timestep, pooled_projections, guidance)
         text = self.context_embedder(encoder_hidden_states, timestep, encoder_attention_mask)
-        image = self.image_projection(image_embeddings.to(hidden_states))
+        image = self._once(
+            "image",
+            (image_embeddings,),
+            lambda: self.image_projection(image_embeddings.to(hidden_states)),
+        )
         text = torch.cat([image, text], dim=1)
         mask = None
-        if encoder_attention_mask is not None:
+        if encoder_attention_mask is not None and len(encoder_attention_mask) == 1:
+            # A number on the host, for which it waits.
+            words = self._once(
+                "words", (encoder_attention_mask,), lambda: int(encoder_attention_mask.sum())
+            )
+            text = text[:, : image.shape[1] + words]
+        elif encoder_attention_mask is not None:
             counted = image.shape[1] + encoder_attention_mask.sum(dim=1)
-            if len(counted) == 1:
-                text = text[:, : int(counted)]
-            else:
-                tokens = torch.arange(packed.shape[1] + text.shape[1], device=packed.device)
-                mask = (tokens < packed.shape[1] + counted[:, None])[:, None, None]
+            tokens = torch.arange(packed.shape[1] + text.shape[1], device=packed.device)
+            mask = (tokens < packed.shape[1] + counted[:, None])[:, None, None]
 
         def blocks() -> torch.Tensor:
-            x, words = packed, text
-            for block in (*self.transformer_blocks, *self.single_transformer_blocks):
-                if torch.is_grad_enabled() and self.gradient_checkpointing:
-                    block = functools.partial(self._gradient_checkpointing_func, block)
-                x, words = block(x, words, condition, mask, places)
-            return x
+            return self.run_blocks(packed, text, condition, mask, places)
 
         if self._teacache is None:
             x = blocks()
@@ -178,6 +205,40 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
         x = x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return Transformer2DModelOutput(sample=x) if return_dict else (x,)
 
+    def run_blocks(
+        self,
+        packed: torch.Tensor,
+        text: torch.Tensor,
+        condition: torch.Tensor,
+        mask: torch.Tensor | None,
+        places: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """All blocks, one after the other: the part of `forward` that takes the time.
+
+        Args:
+            packed: tokens of history and window, shape [batch, tokens, inner_dim].
+            text: tokens of image and prompt, likewise.
+            condition: of noise level, guidance and pooled text, shape [batch, inner_dim].
+            mask: which tokens attention sees, shape [batch, 1, 1, all tokens]; None is all.
+            places: rotary tables of `packed`.
+
+        Returns:
+            Shaped as `packed`.
+        """
+
+        def run(blocks: nn.ModuleList, *streams: torch.Tensor | None) -> Sequence[torch.Tensor]:
+            for block in blocks:
+                if torch.is_grad_enabled() and self.gradient_checkpointing:
+                    block = functools.partial(self._gradient_checkpointing_func, block)
+                streams = block(*streams, condition, mask, places)
+            return streams
+
+        streams = run(self.transformer_blocks, packed, text)
+        if can_fuse(packed, mask) and not self.is_cache_enabled:  # diffusers', of both streams
+            streams = torch.cat(streams, dim=1), None
+        x, _ = run(self.single_transformer_blocks, *streams)
+        return x[:, : packed.shape[1]]
+
     def _decisive(self, packed: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """What TeaCache decides by. The first block's weights may be elsewhere, to be fetched only
         for a step that is computed: of the norm alone they are few."""
@@ -185,13 +246,13 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
         weights = {name: p.to(packed.device) for name, p in norm.named_parameters()}
         return functional_call(norm, weights, (packed,), {"emb": condition})[0]
 
-    def _pack(
+    def _history(
         self,
         hidden_states: torch.Tensor,
-        latent_indices: torch.Tensor,
+        latent_indices: torch.Tensor | None,
         history: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]],
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """The window's tokens after those of history, farthest first, and their rotary tables.
+    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """The tokens of history, farthest first, and the rotary tables of these and the window's.
 
         Args:
             hidden_states, latent_indices: see `forward`.
@@ -200,10 +261,13 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
         size = hidden_states.shape[-2:]
         patches = [side // self.config.patch_size for side in size]
 
+        if latent_indices is None:
+            latent_indices = torch.arange(hidden_states.shape[2])
+
         def table(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.rope(_shared_row(indices), *size, device=hidden_states.device)
 
-        tokens, tables = [self.x_embedder(hidden_states)], [table(latent_indices)]
+        tokens, tables = [], [table(latent_indices)]
         latents = (None if x is None else x.to(hidden_states) for x, _ in history)
         embedded = self.clean_x_embedder(*latents)
         for scale, (x, (_, indices)) in enumerate(zip(embedded, history, strict=True)):
@@ -214,7 +278,7 @@ class HunyuanVideoTransformer3DModelPacked(HunyuanVideoFramepackTransformer3DMod
                 tokens.insert(0, x)
                 tables.insert(0, places)
         cos, sin = (torch.cat(some) for some in zip(*tables, strict=True))
-        return torch.cat(tokens, dim=1), (cos, sin)
+        return tokens, (cos, sin)
 
 
 def _shared_row(indices: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,9 @@ from transformers.utils import logging as transformers_logging
 
 from diffusers_helper.bucket_tools import buckets
 from diffusers_helper.errors import WeightsError
+from diffusers_helper.models.float8 import to_float8, why_not_float8
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from diffusers_helper.models.vae_decoder import fuse_decoder
 from diffusers_helper.settings import GenerationSettings
 
 logger = logging.getLogger(__name__)
@@ -228,6 +230,7 @@ def load_models(
     device: torch.device | str | None = None,
     weights: Path | str | None = None,
     report: Callable[[str], None] = logger.info,
+    fp8: bool = False,
 ) -> Models:
     """Load the models of a demo, ready to run but still on the CPU.
 
@@ -238,6 +241,7 @@ def load_models(
             instead of the Hugging Face hub; for "tiny" a folder as `training.tiny_world` writes,
             used instead of the bundled one.
         report: told what is being loaded, in a few words.
+        fp8: round the transformer's weights to float8; where that cannot run, it is told and left.
 
     Returns:
         Models in evaluation mode. On a GPU the transformer is bfloat16 and the rest float16, as
@@ -258,7 +262,15 @@ def load_models(
     for component in loaded.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
-    loaded["transformer"].high_quality_fp32_output_for_inference = True
+    if device.type == "cuda":
+        fuse_decoder(loaded["vae"])
+    transformer = loaded["transformer"]
+    transformer.high_quality_fp32_output_for_inference = True
+    if fp8 and (reason := why_not_float8(transformer, device)):
+        logger.warning("The transformer does not run in float8: %s.", reason)
+    elif fp8:
+        report("Rounding the transformer to float8")
+        to_float8(transformer, device)
     return Models(name=name, device=device, **vars(description), **loaded)
 
 

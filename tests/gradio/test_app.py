@@ -60,6 +60,7 @@ OTHERS = {
     "low_pass_sigma": 0.95,
     "history_low_pass": 0.4,
     "prompt_gate": 0.45,
+    "fp8": True,
 }
 PIXELS = np.full((64, 96, 3), 200, np.uint8)
 
@@ -267,7 +268,7 @@ def test_which_model_is_loaded(
     loads = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(
-        app, "load_models", lambda name, weights, report: loads.append((name, weights))
+        app, "load_models", lambda name, weights, report, fp8: loads.append((name, weights))
     )
     arguments = ["--weights", str(miniature_weights)] + (["--model", chosen] if chosen else [])
     demo = serve(tmp_path, *arguments)
@@ -337,7 +338,7 @@ def test_the_page_tells_what_is_loaded_and_what_failed(
     demo, told, failures = new_demo(), [], [WeightsError("The VAE is missing.")]
     demo.configure("tiny", miniature_weights, tmp_path)
 
-    def load(name: str, weights: Path | None, report: Callable[[str], None]) -> str:
+    def load(name: str, weights: Path | None, report: Callable[[str], None], fp8: bool) -> str:
         report("Loading the VAE")
         told.append(notice(demo))
         if failures:

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks.gpu import as_diffusers
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
+from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
 from tests.golden_case import HISTORY, NAMES, TRANSFORMER_TENSORS, GoldenCase, golden_case
 
 INDICES = ("latent_indices", *HISTORY.values())
@@ -173,6 +174,74 @@ def test_absent_history_in_a_batch(f1: GoldenCase):
     without = velocity(f1.transformer(), args, **dict.fromkeys(HISTORY))
     reference = f1.transformer(leaves_out(tuple(HISTORY)))
     assert without.equal(diffusers_velocity(reference, args))
+
+
+# Once a sampling
+
+
+def counted(model: Any) -> list[str]:
+    """What of a section's own is computed from now on."""
+    calls: list[str] = []
+    for name in ("image_projection", "clean_x_embedder"):
+        module = getattr(model, name)
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    return calls
+
+
+OF_A_SECTION = ["clean_x_embedder", "image_projection"]
+
+
+def test_a_section_is_packed_once(case: GoldenCase):
+    args = case.sample_args()
+    true_cfg = args["real_guidance_scale"] != 1.0
+    model = case.transformer()
+    calls = counted(model)
+    for times in (1, 2):  # and anew for another sampling of the same, as weights may have changed
+        made = sample_hunyuan(model, **args | {"generator": case.sample_args()["generator"]})
+        assert calls == OF_A_SECTION * (1 + true_cfg) * times
+        torch.testing.assert_close(made, case.outputs["sample"], rtol=0, atol=1e-4)
+
+
+def test_other_tensors_are_packed_anew(f1: GoldenCase):
+    model, args = f1.transformer(), f1.forward_args()
+    other = args | {name: 0.5 * args[name] for name in ("clean_latents", "image_embeddings")}
+    expected = [velocity(model, some) for some in (args, other)]
+    calls = counted(model)
+    with model.cache_context("positive"):
+        made = [velocity(model, some) for some in (args, other, args)]
+    assert calls == OF_A_SECTION * 3
+    assert made[0].equal(expected[0])
+    assert made[1].equal(expected[1])
+    assert made[2].equal(expected[0])
+
+
+def test_words_are_counted_anew_for_another_mask(f1: GoldenCase):
+    model, args = f1.transformer(), f1.forward_args()
+    fewer = args["encoder_attention_mask"].clone()
+    fewer[:, 3:] = 0
+    expected = velocity(model, args, encoder_attention_mask=fewer)
+    with model.cache_context("positive"):
+        velocity(model, args)
+        assert velocity(model, args, encoder_attention_mask=fewer).equal(expected)
+
+
+def test_another_size_is_packed_anew(f1: GoldenCase):
+    model, args = f1.transformer(), f1.forward_args()
+    taller = args | {"hidden_states": args["hidden_states"].repeat(1, 1, 1, 2, 1)}
+    no_history = dict.fromkeys(HISTORY)
+    expected = velocity(model, taller, **no_history)
+    with model.cache_context("positive"):
+        velocity(model, args, **no_history)
+        assert velocity(model, taller, **no_history).equal(expected)
+
+
+def test_gradients_are_of_every_call(f1: GoldenCase):
+    model, args = f1.transformer(), f1.forward_args()
+    calls = counted(model)
+    with model.cache_context("positive"):
+        for _ in range(2):
+            model(**args, return_dict=False)[0].sum().backward()
+    assert calls == OF_A_SECTION * 2
 
 
 # The last projection in float32

@@ -1,0 +1,92 @@
+"""The fast blocks against diffusers': the same functions, on the CPU in float32."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+
+pytest.importorskip("triton")
+from diffusers_helper.models import fast_blocks, hunyuan_video_packed
+from diffusers_helper.models.fast_blocks import can_fuse
+from tests.golden_case import HISTORY, NAMES, GoldenCase, golden_case
+from tests.models.test_hunyuan_video_packed import twice, velocity, with_lora
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Fuse on the CPU as well; what was asked is kept."""
+    asked = []
+
+    def here(x: torch.Tensor, mask: torch.Tensor | None) -> bool:
+        asked.append(x)
+        return len(x) == 1 and mask is None
+
+    for module in (fast_blocks, hunyuan_video_packed):
+        monkeypatch.setattr(module, "can_fuse", here)
+    return asked
+
+
+def both(case: GoldenCase, prepare: Any = lambda model: model, **changes: Any) -> tuple:
+    """Velocities of the plain and the fast path."""
+    args = case.forward_args() | changes
+    model = prepare(case.transformer())
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fast_blocks, hunyuan_video_packed):
+            patch.setattr(module, "can_fuse", lambda x, mask: False)
+        plain = velocity(model, args)
+    return plain, velocity(model, args)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_plain_path(name: str, fused: list):
+    plain, fast = both(golden_case(name))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=2e-6)
+    assert fused
+    assert not fast.equal(plain)
+
+
+def test_without_history(fused: list):
+    plain, fast = both(golden_case("f1_distilled"), **dict.fromkeys(HISTORY))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=2e-6)
+
+
+def test_lora(fused: list):
+    plain, fast = both(golden_case("f1_distilled"), prepare=with_lora)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=2e-5)
+
+
+def test_a_batch_takes_the_plain_path(fused: list):
+    case = golden_case("f1_distilled")
+    args = twice(case.forward_args())
+    fast = velocity(case.transformer(), args)
+    fused_alone = velocity(case.transformer(), case.forward_args())
+    assert fast.shape[0] == 2
+    torch.testing.assert_close(fast[:1], fused_alone, rtol=0, atol=2e-6)
+
+
+def test_teacache(fused: list):
+    case = golden_case("f1_distilled")
+    model, args = case.transformer(), case.forward_args()
+    alone = velocity(model, args)
+    model.initialize_teacache(num_steps=3)
+    with model.cache_context("positive"):
+        steps = [velocity(model, args) for _ in range(3)]
+    torch.testing.assert_close(torch.stack(steps), alone.expand(3, *alone.shape), atol=1e-5, rtol=0)
+
+
+def test_where_it_applies():
+    x = torch.zeros(1, 2, 4)
+    assert not can_fuse(x, None)
+    assert not can_fuse(x.bfloat16(), None)
+
+
+def test_first_block_cache(fused: list):
+    """diffusers' cache, which hooks blocks by their class and reads both of their streams."""
+    case = golden_case("f1_distilled")
+    model, args = case.transformer(), case.forward_args()
+    alone = velocity(model, args)
+    model.enable_cache(FirstBlockCacheConfig(threshold=1e-6))
+    with model.cache_context("positive"):
+        steps = [velocity(model, args) for _ in range(2)]
+    torch.testing.assert_close(torch.stack(steps), alone.expand(2, *alone.shape), atol=1e-5, rtol=0)
