@@ -66,6 +66,26 @@ def test_lora(fused: list):
     torch.testing.assert_close(fast, plain, rtol=0, atol=2e-5)
 
 
+def test_layers_whose_forward_was_replaced(fused: list):
+    """As offloading does, which brings the weight only then."""
+    called = []
+
+    def replaced(model: Any) -> Any:
+        for name, layer in model.transformer_blocks[0].named_modules():
+            if type(layer) is torch.nn.Linear:
+
+                def forward(x: torch.Tensor, name: str = name, plain: Any = layer.forward) -> Any:
+                    called.append(name)
+                    return plain(x)
+
+                layer.forward = forward
+        return model
+
+    plain, fast = both(golden_case("f1_distilled"), prepare=replaced)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=2e-6)
+    assert sorted(called) == sorted(2 * list(set(called)))
+
+
 def test_a_batch_takes_the_plain_path(fused: list):
     case = golden_case("f1_distilled")
     args = few_tokens(case)
