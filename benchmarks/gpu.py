@@ -9,12 +9,10 @@ else. `--small` runs all of it on a CPU with a small network, to try the command
 """
 
 import argparse
-import functools
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -387,41 +385,10 @@ class _Calls:
 def float8_quality(card: Card, paths: dict[str, Callable]) -> list[str]:
     """Lines on latents of whole sections in float8 against bfloat16's."""
     random = Setting(card, paths["ours"].config, 256, 320, 9)
-    models = load_models("tiny", card.device)
-    small = models.transformer.to(card.device)
-    scene = sample_scene(TrainingConfig.unseen_seed, "fade", (128, 128))
-    given = conditions(
-        replace(
-            models,
-            **{
-                name: getattr(models, name).to(card.device)
-                for name in ("text_encoder", "text_encoder_2", "image_encoder", "vae")
-            },
-        ),
-        scene,
-    )
-    sample_small = functools.partial(
-        sample_hunyuan,
-        width=128,
-        height=128,
-        frames=section_frames(9),
-        distilled_guidance_scale=models.settings["gs"],
-        num_inference_steps=_STEPS,
-        dtype=small.dtype,
-        device=card.device,
-        **{name: x.to(card.device) for name, x in given.items()},
-    )
-
-    def of_small() -> torch.Tensor:
-        return sample_small(small, generator=torch.Generator().manual_seed(0))
-
-    plain = of_small()
-    to_float8(small)
+    made = {name: random.sample(paths[name], card, 0.0) for name in ("ours", "float8")}
     rows = {
-        "the small model": peak_signal_to_noise(of_small(), plain),
-        "random weights, full size": peak_signal_to_noise(
-            random.sample(paths["float8"], card, 0.0), random.sample(paths["ours"], card, 0.0)
-        ),
+        "the small model": small_model_psnr(card.device),
+        "random weights, full size": peak_signal_to_noise(made["float8"], made["ours"]),
     }
     return [
         f"## Float8 against bfloat16, latents after {_STEPS} steps",
@@ -429,6 +396,33 @@ def float8_quality(card: Card, paths: dict[str, Callable]) -> list[str]:
         *_head("", "PSNR dB"),
         *(_row(name, f"{value:.1f}") for name, value in rows.items()),
     ]
+
+
+@torch.inference_mode()
+def small_model_psnr(device: torch.device) -> float:
+    """Of the small model's latents in float8 against those without, one section of a scene."""
+    models = load_models("tiny", device)
+    transformer = models.transformer.to(device)
+    for module in (models.text_encoder, models.text_encoder_2, models.image_encoder, models.vae):
+        module.to(device)
+    given = conditions(models, sample_scene(TrainingConfig.unseen_seed, "fade", (128, 128)))
+
+    def sample() -> torch.Tensor:
+        return sample_hunyuan(
+            transformer,
+            width=128,
+            height=128,
+            frames=section_frames(9),
+            distilled_guidance_scale=models.settings["gs"],
+            num_inference_steps=_STEPS,
+            generator=torch.Generator().manual_seed(0),
+            dtype=transformer.dtype,
+            **{name: x.to(device) for name, x in given.items()},
+        )
+
+    whole = sample()
+    to_float8(transformer)
+    return peak_signal_to_noise(sample(), whole)
 
 
 @torch.inference_mode()

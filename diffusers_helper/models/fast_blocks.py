@@ -148,6 +148,12 @@ def _attend(
     return mixed.flatten(2, 3)
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer may be passed by for its weight: LoRA changes its class, offloading its
+    forward."""
+    return type(layer) is nn.Linear and "forward" not in vars(layer)
+
+
 def _is_float8(layer: nn.Module) -> bool:
     return isinstance(layer, Float8Linear)
 
@@ -157,7 +163,7 @@ def _joined(layers, streams, like) -> torch.Tensor:
     rows = [len(s.codes) if isinstance(s, kernels.Rows) else s.shape[1] for s in streams]
     out = like.new_empty(1, sum(rows), like.shape[2])
     for layer, stream, part in zip(layers, streams, out[0].split(rows), strict=True):
-        if type(layer) is nn.Linear:
+        if _is_plain(layer):
             torch.addmm(layer.bias, stream[0], layer.weight.t(), out=part)
         else:
             part.copy_(layer(stream).view_as(part))
@@ -166,14 +172,14 @@ def _joined(layers, streams, like) -> torch.Tensor:
 
 def _linear_gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The GELU of a linear layer, within the matrix product where it is the same GELU."""
-    if type(layer) is nn.Linear and x.is_cuda:
+    if _is_plain(layer) and x.is_cuda:
         return torch._addmm_activation(layer.bias, x[0], layer.weight.t(), use_gelu=True)[None]
     return F.gelu(layer(x), approximate="tanh")
 
 
 def _linear_of_both(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """A linear layer of [x, y], without joining them."""
-    if type(layer) is nn.Linear:
+    if _is_plain(layer):
         weight = layer.weight.t()
         out = torch.addmm(layer.bias, x[0], weight[: x.shape[2]])
         return out.addmm_(y[0], weight[x.shape[2] :])[None]

@@ -21,27 +21,37 @@ class Float8Linear(nn.Module):
 
     def __init__(self, layer: nn.Linear, device: torch.device | None = None) -> None:
         super().__init__()
-        weight = layer.weight.to(device).float()
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
-        codes = (weight / scale).to(torch.float8_e4m3fn)
-        codes, scale = (x.to(layer.weight.device) for x in (codes, scale))
+        rounded = _rounded(layer.weight.to(device))
+        codes, scales = (x.to(layer.weight.device) for x in rounded)
         self.weight = nn.Parameter(codes, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.scale = nn.Parameter(scales, requires_grad=False)
         self.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
 
     def forward(self, x: "torch.Tensor | kernels.Rows") -> torch.Tensor:
         """The product, in the dtype of the bias; of `Rows` it is a matrix."""
-        rows = x if isinstance(x, tuple) else kernels.to_float8(x.contiguous())
+        if isinstance(x, tuple):
+            codes, scales = x
+        elif x.is_cuda:
+            codes, scales = kernels.to_float8(x.contiguous())
+        else:
+            codes, scales = _rounded(x.flatten(0, -2))
         y = torch._scaled_mm(
-            rows.codes,
+            codes,
             self.weight.t(),
-            scale_a=rows.scales,
+            scale_a=scales,
             scale_b=self.scale.t(),
             bias=self.bias,
             out_dtype=self.bias.dtype,
             use_fast_accum=True,
         )
         return y if isinstance(x, tuple) else y.view(*x.shape[:-1], -1)
+
+
+def _rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of a matrix's rows."""
+    x = x.float()
+    scales = x.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
+    return (x / scales).to(torch.float8_e4m3fn), scales
 
 
 def why_not_float8(transformer: nn.Module, device: torch.device) -> str | None:

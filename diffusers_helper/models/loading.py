@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from diffusers_helper.bucket_tools import buckets
 from diffusers_helper.errors import WeightsError
-from diffusers_helper.models.float8 import to_float8, why_not_float8
+from diffusers_helper.models.float8 import kernels, to_float8, why_not_float8
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 from diffusers_helper.models.vae_decoder import fuse_decoder
 from diffusers_helper.settings import GenerationSettings
@@ -266,6 +266,8 @@ def load_models(
         fuse_decoder(loaded["vae"])
     transformer = loaded["transformer"]
     transformer.high_quality_fp32_output_for_inference = True
+    if device.type == "cuda" and kernels is None:
+        logger.warning("Triton is not installed: steps take a third longer than they could.")
     if fp8 and (reason := why_not_float8(transformer, device)):
         logger.warning("The transformer does not run in float8: %s.", reason)
     elif fp8:

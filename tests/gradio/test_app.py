@@ -276,6 +276,21 @@ def test_which_model_is_loaded(
     assert set(loads) == {(loaded, miniature_weights)}
 
 
+def test_a_job_in_float8_loads_anew(monkeypatch: pytest.MonkeyPatch):
+    loads = []
+
+    def load(*_: Any, fp8: bool, **__: Any) -> str:
+        loads.append(fp8)
+        return f"models, {fp8}"
+
+    monkeypatch.setattr(app, "load_models", load)
+    demo = new_demo()
+    assert demo.models() == demo.models(False) == "models, False"
+    assert demo.models(True) == demo.models() == demo.models(True) == "models, True"
+    assert demo.models(False) == "models, False"
+    assert loads == [False, True, False]
+
+
 def test_weights_that_are_no_tiny_model_are_told_at_once(served: list, tmp_path: Path):
     with pytest.raises(SystemExit) as exit_:
         serve(tmp_path, "--model", "tiny", "--weights", str(tmp_path))

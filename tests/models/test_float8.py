@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("triton")
+from diffusers_helper.models import float8
 from diffusers_helper.models.float8 import Float8Linear, to_float8, why_not_float8
 from tests.golden_case import GoldenCase, golden_case
 from tests.models.test_hunyuan_video_packed import velocity, with_lora
@@ -24,9 +24,8 @@ def test_a_layer():
         exact, rounded = layer(x), Float8Linear(layer)(x)
     assert rounded.shape == exact.shape
     assert rounded.dtype == exact.dtype
-    for of_outputs in ([3], [i for i in range(32) if i != 3]):
-        error, size = ((y[..., of_outputs]).norm(dim=2) for y in (rounded - exact, exact))
-        assert (error < 0.3 * size).all()  # the interpreter rounds worse than a GPU
+    sizes = x.norm(dim=2, keepdim=True) * layer.weight.norm(dim=1)
+    assert ((rounded - exact).abs() <= 0.03 * sizes + 1e-6).all()
     torch.testing.assert_close(rounded[..., 5], layer.bias[5].expand(1, 7))
     assert not rounded.equal(exact)
 
@@ -72,9 +71,16 @@ def test_a_cpu_is_told_why(case: GoldenCase):
 
 def test_lora_is_told_why(case: GoldenCase, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(float8, "kernels", "Triton's")
     model = case.transformer()
     assert why_not_float8(model, torch.device("cuda")) is None
     assert "LoRA" in why_not_float8(with_lora(model), torch.device("cuda"))
+
+
+def test_without_triton_it_is_told(case: GoldenCase, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(float8, "kernels", None)
+    assert "Triton" in why_not_float8(case.transformer(), torch.device("cuda"))
 
 
 def test_an_old_gpu_is_told_why(case: GoldenCase, monkeypatch: pytest.MonkeyPatch):

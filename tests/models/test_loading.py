@@ -18,6 +18,7 @@ from diffusers_helper.errors import WeightsError
 from diffusers_helper.models import (
     MODEL_NAMES,
     ModelDescription,
+    Models,
     choose_model,
     load_models,
     loading,
@@ -601,3 +602,28 @@ def test_the_libraries_show_bars_again_after_loading(checkpoints, capsys):
     assert capsys.readouterr().err == ""
     for library in (loading.diffusers_logging, loading.transformers_logging):
         assert library.is_progress_bar_enabled()
+
+
+# Float8
+
+
+def test_float8_where_it_cannot_run_is_told_and_left(
+    miniature_weights: Path, miniature: Models, caplog: pytest.LogCaptureFixture
+):
+    models = load_models("tiny", "cpu", miniature_weights, fp8=True)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("The transformer does not run in float8: it needs an NVIDIA GPU")
+    loaded, plain = (m.transformer.state_dict() for m in (models, miniature))
+    assert loaded.keys() == plain.keys()
+    assert all(tensor.equal(plain[name]) for name, tensor in loaded.items())
+
+
+def test_float8_where_it_can_run(miniature_weights: Path, monkeypatch: pytest.MonkeyPatch):
+    told = []
+    monkeypatch.setattr(loading, "why_not_float8", lambda *_: None)
+    models = load_models("tiny", "cpu", miniature_weights, told.append, fp8=True)
+    assert told[-1] == "Rounding the transformer to float8"
+    assert models.transformer.single_transformer_blocks[0].proj_out.weight.dtype == (
+        torch.float8_e4m3fn
+    )
+    assert models.transformer.dtype == torch.float32
