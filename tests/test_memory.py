@@ -113,7 +113,7 @@ def test_more_preserved_memory_takes_effect_on_what_is_resident(monkeypatch):
 
 @pytest.mark.parametrize(
     ("size_gb", "fused", "tiled"),
-    [(80, False, False), (24, False, True), (24, True, False), (12, True, True)],
+    [(80, False, False), (54, False, True), (54, True, False), (12, True, True)],
 )
 def test_whole_frames_are_decoded_where_they_fit(monkeypatch, size_gb, fused, tiled):
     card = Card(monkeypatch, size_gb)
