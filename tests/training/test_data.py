@@ -98,18 +98,34 @@ def test_what_is_not_seen_weighs_less(clips: Clips, untrained: dict):
 def test_what_is_drawn_less_often_weighs_more():
     captions = {5: [(0, [], []), (1, [], []), (2, [], [])], 7: [(1, [], []), (3, [], [])]}
     quiet = [True, False, True, True]
-    draws, rng = Draws(captions, quiet, 0.25), random.Random(0)
+    draws, rng = Draws(captions, [1.0, 1.0, 3.0, 1.0], quiet, 0.25), random.Random(0)
     seen = {clip: [] for clip in range(4)}
     for _ in range(3000):
         chosen, weights = draws.draw(rng, draws.length(rng), 4)
         for (clip, _, _), weight in zip(chosen, weights, strict=True):
             seen[clip].append(weight)
     drawn = sum(map(len, seen.values()))
-    # Chances of 1/4 and 1, over five captions of which two are of a clip that moves.
-    assert len(seen[1]) / drawn == pytest.approx(2 / 2.75, abs=0.02)
-    assert set(seen[1]) == {0.55} and set(seen[0]) == {2.2}
-    for clip, share in enumerate((0.2, 0.4, 0.2, 0.2)):
+    # Chances of 1/4 and 1, over five captions of which two are of a clip that moves, and one of a
+    # clip that is drawn three times as often, which nothing makes up for.
+    assert len(seen[1]) / drawn == pytest.approx(2 / 3.25, abs=0.02)
+    assert set(seen[1]) == {3.25 / 7} and set(seen[0]) == {4 * 3.25 / 7}
+    for clip, share in enumerate((1 / 7, 2 / 7, 3 / 7, 1 / 7)):
         assert sum(seen[clip]) / drawn == pytest.approx(share, abs=0.02)
+
+
+def test_clips_of_slow_shapes_are_known(untrained: dict, tmp_path: Path):
+    config = replace(MINIATURE_TRAINING, slow_shapes=("circle", "star"), clips=8)
+    clips = Clips(untrained, config, CPU, tmp_path)
+    slow = 0
+    for group in clips._groups:
+        for by_length in group.captions.values():
+            for some in by_length.values():
+                for clip, llama, _ in some:
+                    text = untrained["tokenizer"].decode(llama)
+                    named = any(word in text for word in ("circle", "ball", "disc", "star"))
+                    assert not named or group.slow[clip], text
+                    slow += named
+    assert slow
 
 
 def test_the_subject_of_the_start_image_weighs_more():

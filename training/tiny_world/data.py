@@ -90,6 +90,8 @@ class _Group:
     """Of each place in the loss, shape [clips, 1, 1, height, width]; 1 on average of each clip."""
     quiet: list[bool]
     """Of each clip, whether nothing happens in it."""
+    slow: list[bool]
+    """Of each clip, whether its subject has one of `TrainingConfig.slow_shapes`."""
     captions: dict[bool, dict[int, list[_Caption]]]
     """For first sections (True) and for later ones, by the number of Llama's tokens."""
 
@@ -99,20 +101,27 @@ class Draws:
 
     Args:
         captions: by length.
+        chances: of each clip, against the others.
         quiet: see `_Group`.
         quiet_drawn: see `TrainingConfig`.
     """
 
     def __init__(
-        self, captions: dict[int, list[_Caption]], quiet: Sequence[bool], quiet_drawn: float
+        self,
+        captions: dict[int, list[_Caption]],
+        chances: Sequence[float],
+        quiet: Sequence[bool],
+        quiet_drawn: float,
     ) -> None:
         self._captions = captions
+        self._shares = [quiet_drawn if is_quiet else 1.0 for is_quiet in quiet]
         self._chances = {
-            length: [quiet_drawn if quiet[clip] else 1.0 for clip, _, _ in some]
+            length: [chances[clip] * self._shares[clip] for clip, _, _ in some]
             for length, some in captions.items()
         }
         self._totals = [sum(some) for some in self._chances.values()]
-        self._mean = sum(self._totals) / sum(map(len, captions.values()))
+        of_all = [chances[clip] for some in captions.values() for clip, _, _ in some]
+        self._mean = sum(self._totals) / sum(of_all)
 
     def length(self, rng: random.Random) -> int:
         """One that there are captions of."""
@@ -121,11 +130,10 @@ class Draws:
     def draw(
         self, rng: random.Random, length: int, count: int
     ) -> tuple[list[_Caption], list[float]]:
-        """Captions, and how much each must weigh for means to be as if all were as likely."""
-        chances = self._chances[length]
-        drawn = rng.choices(range(len(chances)), chances, k=count)
-        some = self._captions[length]
-        return [some[i] for i in drawn], [self._mean / chances[i] for i in drawn]
+        """Captions, and how much each must weigh for means to be as if quiet clips were drawn like
+        the others."""
+        drawn = rng.choices(self._captions[length], self._chances[length], k=count)
+        return drawn, [self._mean / self._shares[clip] for clip, _, _ in drawn]
 
 
 class Clips:
@@ -165,7 +173,12 @@ class Clips:
         self._channels = (unseen + (1 - unseen) * seen).view(-1, 1, 1, 1)
         self._draws = [
             {
-                is_first: Draws(by_length, group.quiet, config.quiet_drawn)
+                is_first: Draws(
+                    by_length,
+                    [config.slow_drawn if slow else 1.0 for slow in group.slow],
+                    group.quiet,
+                    config.quiet_drawn,
+                )
                 for is_first, by_length in group.captions.items()
             }
             for group in self._groups
@@ -220,8 +233,9 @@ class Clips:
                     captions[is_first][len(llama)].append((i, llama, clip))
         logger.info("Encoded %d clips of %d sections at %s", len(scenes), sections, size)
         quiet = [not scene.happens or scene.action == "still" for scene in scenes]
+        slow = [scene.shape in config.slow_shapes for scene in scenes]
         tensors = torch.cat(latents), torch.cat(thumbnails), torch.cat(weights)
-        return _Group(sections, *tensors, quiet, captions)
+        return _Group(sections, *tensors, quiet, slow, captions)
 
     def batch(self, step: int) -> Batch:
         """This process's batch of a step: always the same for the same step."""
@@ -281,6 +295,7 @@ def _joined(groups: Sequence[_Group]) -> _Group:
         torch.cat([group.thumbnails for group in groups]),
         torch.cat([group.weights for group in groups]),
         [quiet for group in groups for quiet in group.quiet],
+        [slow for group in groups for slow in group.slow],
         captions,
     )
 
