@@ -113,32 +113,34 @@ def arguments(tmp_path: Path, miniature_weights: Path) -> list[str]:
     image = tmp_path / "in.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)).save(image)
     return [
-        *("diffusers_helper", "--model", "tiny", "--weights", str(miniature_weights)),
+        *("--model", "tiny", "--weights", str(miniature_weights)),
         *("--image", str(image), "--prompt", "a cat", "--mp4-crf", "0"),
         *("--seconds", "1", "--latent-window-size", "3", "--steps", "2"),
     ]
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess:
+def together(*arguments: str) -> subprocess.CompletedProcess:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", *torchrun, "-m", "diffusers_helper", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-
-
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
 def test_the_command_makes_the_same_video(arguments, tmp_path):
     one, two = tmp_path / "one.mp4", tmp_path / "two.mp4"
-    assert start(*arguments, "--output", str(one)).returncode == 0
-    done = start(*TORCHRUN, *arguments, "--output", str(two))
+    assert command.main([*arguments, "--output", str(one)]) == 0
+    done = together(*arguments, "--output", str(two))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{two} (25 frames)"]
-    alone, together = (read_video(path).yuv.astype(int) for path in (one, two))
-    assert abs(alone - together).max() <= 1  # the last bit of a pixel
+    a, b = (read_video(path).yuv.astype(int) for path in (one, two))
+    assert abs(a - b).max() <= 1  # the last bit of a pixel
 
 
 def test_an_error_of_the_first_ends_all(arguments, tmp_path):
-    done = start(*TORCHRUN, *arguments, "--output", str(tmp_path))
+    done = together(*arguments, "--output", str(tmp_path))
     assert done.returncode != 0
     assert done.stderr.count("error: --output must name a file") == 1
