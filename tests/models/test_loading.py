@@ -5,12 +5,14 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import torch
+from diffusers import AutoencoderKLHunyuanVideo
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
@@ -177,6 +179,17 @@ def test_networks_are_ready_to_run(checkpoints, name):
         assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert models.transformer.high_quality_fp32_output_for_inference
     assert models.device == torch.device("cpu")
+
+
+@torch.inference_mode()
+def test_on_a_cpu_the_vae_has_its_channels_last_and_decodes_the_same(tiny):
+    file = files("diffusers_helper") / "models" / "tiny" / "vae"
+    vae = AutoencoderKLHunyuanVideo.from_pretrained(file)
+    z = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    kernels = [p for p in tiny.vae.parameters() if p.ndim == 5]
+    assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels)
+    decoded = tiny.vae.decode(z).sample
+    torch.testing.assert_close(decoded, vae.decode(z).sample, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
