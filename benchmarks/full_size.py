@@ -16,11 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -38,58 +41,63 @@ from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 
 HEIGHT, WIDTH = 544, 704
-_EOS = 903
-"""Of the tiny model's CLIP tokenizer."""
 
-BUILDERS = {
-    "text_encoder": lambda: LlamaModel(
-        LlamaConfig(
-            vocab_size=128320,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-        )
-    ),
-    "text_encoder_2": lambda: CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            vocab_size=49408,
-            eos_token_id=_EOS,
-        )
-    ),
-    "image_encoder": lambda: SiglipVisionModel(
-        SiglipVisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            image_size=384,
-            patch_size=14,
-        )
-    ),
-    "vae": AutoencoderKLHunyuanVideo,
-    "transformer": lambda: HunyuanVideoTransformer3DModelPacked(
-        has_image_proj=True, has_clean_x_embedder=True
-    ),
-}
-"""Networks of "f1" at their real sizes, by their attribute in `Models`."""
+
+def builders(tokenizer_2: Any) -> dict[str, Callable[[], nn.Module]]:
+    """Networks of "f1" at their real sizes, by their attribute in `Models`.
+
+    Args:
+        tokenizer_2: CLIP's, by the end of whose texts they are pooled.
+    """
+    return {
+        "text_encoder": lambda: LlamaModel(
+            LlamaConfig(
+                vocab_size=128320,
+                hidden_size=4096,
+                intermediate_size=14336,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+            )
+        ),
+        "text_encoder_2": lambda: CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                vocab_size=49408,
+                eos_token_id=tokenizer_2.eos_token_id,
+            )
+        ),
+        "image_encoder": lambda: SiglipVisionModel(
+            SiglipVisionConfig(
+                hidden_size=1152,
+                intermediate_size=4304,
+                num_hidden_layers=27,
+                num_attention_heads=16,
+                image_size=384,
+                patch_size=14,
+            )
+        ),
+        "vae": AutoencoderKLHunyuanVideo,
+        "transformer": lambda: HunyuanVideoTransformer3DModelPacked(
+            has_image_proj=True, has_clean_x_embedder=True
+        ),
+    }
 
 
 def write_random_weights(folder: Path) -> None:
     """All repositories of "f1", at the real sizes; tokenizers are the tiny model's."""
     small = load_models("tiny", "cpu")
     small.feature_extractor.size = {"height": 384, "width": 384}
+    networks = builders(small.tokenizer_2)
     torch.manual_seed(0)
     for attribute, place in component_folders("f1").items():
-        if attribute in BUILDERS:
+        if attribute in networks:
             torch.set_default_dtype(torch.bfloat16 if attribute == "transformer" else torch.float16)
             with torch.device("cuda"):
-                component = BUILDERS[attribute]()
+                component = networks[attribute]()
             torch.set_default_dtype(torch.float32)
             component.save_pretrained(folder / place, max_shard_size="5GB")
             del component

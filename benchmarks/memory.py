@@ -28,7 +28,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from benchmarks.full_size import BUILDERS, HEIGHT, WIDTH
+from benchmarks.full_size import HEIGHT, WIDTH, builders
 from diffusers_helper import generation
 from diffusers_helper.generation import Done, Progress, generate
 from diffusers_helper.memory import bring, home_of
@@ -49,7 +49,7 @@ def random_models() -> Models:
     small.feature_extractor.size = {"height": 384, "width": 384}
     noise = 0.02 * torch.randn(2**26)
     networks = {}
-    for attribute, build in BUILDERS.items():
+    for attribute, build in builders(small.tokenizer_2).items():
         dtype = torch.bfloat16 if attribute == "transformer" else torch.float16
         networks[attribute] = _filled(build, noise.to(dtype))
     networks["transformer"].high_quality_fp32_output_for_inference = True
@@ -99,8 +99,8 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 def measure(models: Models, card_gb: float, options: argparse.Namespace) -> dict[str, float]:
     """One section on one card: figures by the names of columns, and the GB of all weights."""
-    for network in (getattr(models, name) for name in BUILDERS):
-        if (home := home_of(network)) is not None:
+    for component in vars(models).values():
+        if isinstance(component, nn.Module) and (home := home_of(component)) is not None:
             home.release()
     torch.cuda.empty_cache()
     fill = max(torch.cuda.mem_get_info()[0] - int(card_gb * _GB), 0)

@@ -42,10 +42,9 @@ class TrainingConfig:
     """How often clips in which nothing happens are drawn, against the others; what they weigh makes
     up for it. They are nearly half of all, and soon learned."""
     slow_shapes: tuple[str, ...] = ("circle", "star")
-    """Whose outlines are the last to hold while they move: those of 4 in 10 clips did not, when all
-    shapes were drawn as often."""
+    """Whose outlines are the last to hold while they move."""
     slow_drawn: float = 2.0
-    """How often their clips are drawn, against the others."""
+    """How often their clips are drawn, against the others; 1 in the training that is shipped."""
     wordings: int = 4
     """Captions of each clip."""
     flow_steps: int = 12500
