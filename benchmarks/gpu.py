@@ -439,7 +439,7 @@ def report(options: argparse.Namespace) -> str:
     paths = {"diffusers": as_diffusers(_twin(ours, HunyuanVideoFramepackTransformer3DModel))}
     paths["ours"] = ours
     float8 = _twin(ours, HunyuanVideoTransformer3DModelPacked)
-    without = why_not_float8(float8, card.device)
+    without = why_not_float8(card.device, float8)
     if without is None:
         to_float8(float8)
         paths["float8"] = float8

@@ -18,6 +18,7 @@ from diffusers import ContextParallelConfig, ParallelConfig
 from torch.distributed.device_mesh import init_device_mesh
 
 from diffusers_helper.errors import UserError
+from diffusers_helper.models import default_device
 from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 
 _PATIENCE = timedelta(days=1)
@@ -38,8 +39,8 @@ class Crew:
     """The processes of a `torchrun`, of which this is one; a context that all leave together."""
 
     def __init__(self) -> None:
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda" if cuda else "cpu")
+        self.device = default_device()
+        cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # What is told goes from host to host, so that no GPU is waited for.

@@ -13,6 +13,8 @@ from gradio.utils import get_upload_folder
 
 from diffusers_helper.generation import Progress
 from diffusers_helper.gradio.jobs import JobView, Status
+from diffusers_helper.models import default_device
+from diffusers_helper.models.float8 import why_not_float8
 from diffusers_helper.sections import FPS
 from diffusers_helper.settings import GenerationSettings
 
@@ -160,10 +162,14 @@ class Page:
                 info=_setting("use_teacache").metadata["help"],
                 value=self._defaults.use_teacache,
             )
+            lacking = why_not_float8(default_device())
             made["fp8"] = gr.Checkbox(
                 label="Use Float8",
-                info=_setting("fp8").metadata["help"],
+                info=f"Not on this machine: {lacking}."
+                if lacking
+                else _setting("fp8").metadata["help"],
                 value=self._defaults.fp8,
+                interactive=lacking is None,
             )
             made["seed"] = gr.Number(
                 label="Seed",

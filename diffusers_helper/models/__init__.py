@@ -5,6 +5,7 @@ from diffusers_helper.models.loading import (
     ModelDescription,
     Models,
     choose_model,
+    default_device,
     load_models,
     model_description,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "ModelDescription",
     "Models",
     "choose_model",
+    "default_device",
     "load_models",
     "model_description",
 ]

@@ -54,13 +54,15 @@ def _rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (x / scales).to(torch.float8_e4m3fn), scales
 
 
-def why_not_float8(transformer: nn.Module, device: torch.device) -> str | None:
-    """Why a transformer cannot run in float8 on a device, in a few words; None if it can."""
+def why_not_float8(device: torch.device, transformer: nn.Module | None = None) -> str | None:
+    """Why a transformer, by default any, cannot run in float8 on a device, in a few words; None if
+    it can."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         return "it needs an NVIDIA GPU of compute capability 8.9 or more"
     if kernels is None:
         return "it needs Triton, which is not installed"
-    if any(hasattr(module, "base_layer") for module in transformer.modules()):  # PEFT wraps those
+    modules = () if transformer is None else transformer.modules()
+    if any(hasattr(module, "base_layer") for module in modules):  # PEFT wraps those
         return "it does not go with LoRA"
     return None
 

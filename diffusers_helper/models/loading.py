@@ -225,6 +225,11 @@ def _described(told: Any) -> ModelDescription:
     return ModelDescription(resolution, settings, notice, rows)
 
 
+def default_device() -> torch.device:
+    """A CUDA GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_models(
     name: str,
     device: torch.device | str | None = None,
@@ -253,9 +258,7 @@ def load_models(
     """
     if name not in MODEL_NAMES:
         raise ValueError(f"name must be one of {', '.join(MODEL_NAMES)}, got {name!r}")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = default_device() if device is None else torch.device(device)
 
     description = model_description(name, weights)
     loaded = _load(name, device, weights, report)
@@ -271,7 +274,7 @@ def load_models(
     transformer.high_quality_fp32_output_for_inference = True
     if device.type == "cuda" and kernels is None:
         logger.warning("Triton is not installed: steps take a third longer than they could.")
-    if fp8 and (reason := why_not_float8(transformer, device)):
+    if fp8 and (reason := why_not_float8(device, transformer)):
         logger.warning("The transformer does not run in float8: %s.", reason)
     elif fp8:
         report("Rounding the transformer to float8")

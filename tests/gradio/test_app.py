@@ -267,6 +267,7 @@ def test_which_model_is_loaded(
 ):
     loads = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(
         app, "load_models", lambda name, weights, report, fp8: loads.append((name, weights))
     )
@@ -380,6 +381,15 @@ def test_the_page_tells_what_is_loaded_and_what_failed(
 def values(demo: Demo) -> dict[str, Any]:
     """What the page's inputs are when it opens, by their names."""
     return {n: c.value for n, c in zip(INPUT_NAMES, demo.page().inputs, strict=True)}
+
+
+@pytest.mark.parametrize("lacking", [None, "it needs a better GPU"])
+def test_float8_is_offered_where_it_runs(monkeypatch, lacking):
+    monkeypatch.setattr(page, "why_not_float8", lambda device: lacking)
+    inputs = Demo("title", "f1", SectionOrder.FORWARD).page().inputs
+    box = inputs[INPUT_NAMES.index("fp8")]
+    assert box.interactive == (lacking is None)
+    assert (box.info == f"Not on this machine: {lacking}.") == (lacking is not None)
 
 
 def test_a_real_models_page_opens_with_the_settings_own_defaults(tmp_path: Path):

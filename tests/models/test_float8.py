@@ -66,23 +66,23 @@ def test_a_whole_model(case: GoldenCase):
 
 
 def test_a_cpu_is_told_why(case: GoldenCase):
-    assert "NVIDIA" in why_not_float8(case.transformer(), torch.device("cpu"))
+    assert "NVIDIA" in why_not_float8(torch.device("cpu"), case.transformer())
 
 
 def test_lora_is_told_why(case: GoldenCase, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(float8, "kernels", "Triton's")
     model = case.transformer()
-    assert why_not_float8(model, torch.device("cuda")) is None
-    assert "LoRA" in why_not_float8(with_lora(model), torch.device("cuda"))
+    assert why_not_float8(torch.device("cuda"), model) is None
+    assert "LoRA" in why_not_float8(torch.device("cuda"), with_lora(model))
 
 
 def test_without_triton_it_is_told(case: GoldenCase, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(float8, "kernels", None)
-    assert "Triton" in why_not_float8(case.transformer(), torch.device("cuda"))
+    assert "Triton" in why_not_float8(torch.device("cuda"), case.transformer())
 
 
 def test_an_old_gpu_is_told_why(case: GoldenCase, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    assert "8.9" in why_not_float8(case.transformer(), torch.device("cuda"))
+    assert "8.9" in why_not_float8(torch.device("cuda"), case.transformer())
