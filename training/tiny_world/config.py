@@ -44,7 +44,7 @@ class TrainingConfig:
     slow_shapes: tuple[str, ...] = ("circle", "star")
     """Whose outlines are the last to hold while they move."""
     slow_drawn: float = 2.0
-    """How often their clips are drawn, against the others; 1 in the training that is shipped."""
+    """How often their clips are drawn, against the others."""
     wordings: int = 4
     """Captions of each clip."""
     flow_steps: int = 12500
@@ -69,7 +69,7 @@ class TrainingConfig:
     history_noise: float = 0.1
     """Most that is added to the history, since at use it is the model's own."""
 
-    distil_steps: int = 1500
+    distil_steps: int = 3000
     distil_share: float = 0.4
     """Of the rates."""
     scale_range: tuple[float, float] = (1.0, 12.0)
