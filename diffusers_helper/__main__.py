@@ -5,8 +5,9 @@ import logging
 import sys
 import threading
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -107,13 +108,17 @@ def _parser() -> argparse.ArgumentParser:
             dest=setting.name,
             default=argparse.SUPPRESS,  # so that a model's recommendation can take its place
             help=f"{setting.metadata['help'].replace('%', '%%')} (default: {setting.default})",
-            **(
-                {"action": argparse.BooleanOptionalAction}
-                if setting.type is bool
-                else {"type": setting.type, "metavar": setting.type.__name__.upper()}
-            ),
+            **_kind(setting),
         )
     return parser
+
+
+def _kind(setting: Field) -> dict[str, Any]:
+    if setting.type is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if setting.metadata["choices"]:
+        return {"choices": setting.metadata["choices"]}
+    return {"type": setting.type, "metavar": setting.type.__name__.upper()}
 
 
 if __name__ == "__main__":

@@ -331,6 +331,7 @@ def _sample(
         adaptive_cfg_beta=settings.adaptive_cfg_beta,
         adaptive_cfg_min=settings.adaptive_cfg_min,
         low_pass_factor=settings.low_pass_factor,
+        low_pass_frames=settings.low_pass_frames,
         low_pass_sigma=settings.low_pass_sigma,
         history_low_pass=settings.history_low_pass,
         **{name: condition.to(models.device) for name, condition in conditions.items()},

@@ -3,10 +3,12 @@
 Page, programming interface, command line and metadata all follow this list.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from diffusers_helper.errors import SettingsError
+from diffusers_helper.k_diffusion.low_pass import FRAMES
 from diffusers_helper.prompts import TimedPrompt, timed_prompts
 
 
@@ -16,11 +18,10 @@ def _setting(
     minimum: float | None = None,
     maximum: float | None = None,
     step: float | None = None,
+    choices: Sequence[str] | None = None,
 ) -> Any:
-    return field(
-        default=default,
-        metadata={"help": help, "minimum": minimum, "maximum": maximum, "step": step},
-    )
+    about = {"help": help, "minimum": minimum, "maximum": maximum, "step": step, "choices": choices}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,16 @@ class GenerationSettings:
     low_pass_factor: float = _setting(
         1.0,
         "1=disabled. Below it, start image and last frame are shown at this fraction of their "
-        "resolution while noise is high. Experimental, not measured on FramePack yet.",
+        "resolution while noise is high. Experimental, not measured on real checkpoints yet.",
         0.1,
         1,
         0.025,
+    )
+    low_pass_frames: str = _setting(
+        "both",
+        "Which frames Low-Pass Factor acts on: the start image, the last frame before a section, "
+        "or both.",
+        choices=tuple(FRAMES),
     )
     low_pass_sigma: float = _setting(
         0.9, "All low-passes act while the noise level is this or more.", 0, 1, 0.01
@@ -87,7 +94,7 @@ class GenerationSettings:
     history_low_pass: float = _setting(
         0.0,
         "0=disabled. Above it, older frames are shown the more blurred the older they are, while "
-        "noise is high. Experimental, not measured on FramePack yet.",
+        "noise is high. Experimental, not measured on real checkpoints yet.",
         0,
         1,
         0.05,
@@ -95,7 +102,7 @@ class GenerationSettings:
     prompt_gate: float = _setting(
         0.0,
         "0=disabled. Above it, the past is shown weaker where a timed prompt changes. Does nothing "
-        "without timed prompts. Experimental, not measured on FramePack yet.",
+        "without timed prompts. Experimental, not measured on real checkpoints yet.",
         0,
         1,
         0.05,
@@ -123,6 +130,9 @@ def _checked(setting: Any, value: Any) -> Any:
     if setting.type in (str, bool):
         if not isinstance(value, setting.type):
             raise SettingsError(f"{setting.name} must be {setting.type.__name__}, got {value!r}")
+        choices = setting.metadata["choices"]
+        if choices and value not in choices:
+            raise SettingsError(f"{setting.name} must be of {', '.join(choices)}, got {value!r}")
         return value
     minimum, maximum = setting.metadata["minimum"], setting.metadata["maximum"]
     number = isinstance(value, int | float) and not isinstance(value, bool)

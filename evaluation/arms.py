@@ -10,7 +10,6 @@ from unittest.mock import patch
 import torch
 
 from diffusers_helper.k_diffusion import wrapper
-from diffusers_helper.k_diffusion.low_pass import low_passed
 from diffusers_helper.k_diffusion.wrapper import adaptive_cfg_scale
 from diffusers_helper.pipelines import k_diffusion_hunyuan as pipeline
 
@@ -101,17 +100,11 @@ class Arm:
             return replace(self, levers=NO_LEVERS)
         return constant(self.mean)
 
-    def settings(self, true_cfg: bool) -> dict[str, float]:
+    def settings(self, true_cfg: bool) -> dict[str, Any]:
         """Values of `GenerationSettings` that it is made with, inside `applied`."""
         scales = {"cfg": self.base, "gs": 1.0} if true_cfg else {"cfg": 1.0, "gs": self.base}
-        return scales | {
-            "adaptive_cfg_beta": self.beta,
-            "adaptive_cfg_min": 1.0,
-            "low_pass_factor": self.levers.low_pass_factor,
-            "low_pass_sigma": self.levers.low_pass_sigma,
-            "history_low_pass": self.levers.history_low_pass,
-            "prompt_gate": self.levers.prompt_gate,
-        }
+        schedule = {"adaptive_cfg_beta": self.beta, "adaptive_cfg_min": 1.0}
+        return scales | schedule | asdict(self.levers)
 
 
 def constant(scale: float) -> Arm:
@@ -181,7 +174,7 @@ def applied(arm: Arm, sigmas: torch.Tensor, shift: float | None) -> Iterator[Non
 
     Args:
         arm: a reversed schedule takes the place of the wrapper's own, for distilled guidance and
-            true CFG alike; its low-pass may be of one frame only.
+            true CFG alike.
         sigmas: noise levels of a section, shape [steps + 1].
         shift: e^mu of the time shift; None leaves it to the number of tokens.
     """
@@ -192,14 +185,7 @@ def applied(arm: Arm, sigmas: torch.Tensor, shift: float | None) -> Iterator[Non
             stack.enter_context(
                 patch.object(pipeline, "section_sigmas", lambda *_, **__: sigmas.clone())
             )
-        if (frames := arm.levers.low_pass_frames) != "both":
-            stack.enter_context(patch.object(pipeline, "low_passed", _of_frames(frames)))
         yield
-
-
-def _of_frames(frames: str) -> Callable[..., dict[str, torch.Tensor]]:
-    """`low_passed` of `frames`, whichever it is asked for."""
-    return lambda conditions, factor, _, *rest: low_passed(conditions, factor, frames, *rest)
 
 
 def _reversed(sigmas: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -89,6 +89,7 @@ class TinyWorld:
             gs=settings.gs,
             adaptive_cfg_beta=settings.adaptive_cfg_beta,
             low_pass_factor=settings.low_pass_factor,
+            low_pass_frames=settings.low_pass_frames,
             low_pass_sigma=settings.low_pass_sigma,
             history_low_pass=settings.history_low_pass,
             prompt_gate=settings.prompt_gate,

@@ -318,6 +318,7 @@ def latents_of(models: Models, output: Path, **changes) -> np.ndarray:
         ({"adaptive_cfg_beta": 0.7}, {"adaptive_cfg_min": 5.0}),
         ({}, {"low_pass_factor": 0.25}),
         ({"low_pass_factor": 0.25}, {"low_pass_sigma": 0.5}),
+        ({"low_pass_factor": 0.25}, {"low_pass_frames": "last"}),
         ({}, {"cfg": 3.0}),
         ({"cfg": 3.0}, {"n_prompt": "rain"}),
         ({"cfg": 3.0}, {"rs": 0.5}),
@@ -339,6 +340,7 @@ def test_what_changes_the_video(miniature, tmp_path, given, change):
         {"rs": 0.5},
         {"adaptive_cfg_min": 5.0},  # beta is 0
         {"low_pass_sigma": 0.0},  # the factor is 1
+        {"low_pass_frames": "start"},
         {"history_low_pass": 1.0},  # there is none yet
         {"gpu_memory_preservation": 20.0},
         {"mp4_crf": 3},

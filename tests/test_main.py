@@ -38,6 +38,7 @@ OPTIONS = {
     "adaptive_cfg_beta": ("--adaptive-cfg-beta", 0.65),
     "adaptive_cfg_min": ("--adaptive-cfg-min", 1.5),
     "low_pass_factor": ("--low-pass-factor", 0.625),
+    "low_pass_frames": ("--low-pass-frames", "last"),
     "low_pass_sigma": ("--low-pass-sigma", 0.95),
     "history_low_pass": ("--history-low-pass", 0.4),
     "prompt_gate": ("--prompt-gate", 0.45),

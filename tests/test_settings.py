@@ -23,6 +23,7 @@ DEFAULTS = {
     "adaptive_cfg_beta": 0.0,
     "adaptive_cfg_min": 1.0,
     "low_pass_factor": 1.0,
+    "low_pass_frames": "both",
     "low_pass_sigma": 0.9,
     "history_low_pass": 0.0,
     "prompt_gate": 0.0,
@@ -46,7 +47,7 @@ RANGES = {
     "prompt_gate": (0, 1),
 }
 WHOLE = ("seed", "latent_window_size", "steps", "mp4_crf")
-TEXTS = ("prompt", "n_prompt")
+TEXTS = ("prompt", "n_prompt", "low_pass_frames")
 
 
 def message_for(name: str, value: object) -> str:
@@ -116,6 +117,11 @@ def test_what_is_no_number_is_an_error_that_quotes(name, value):
 @pytest.mark.parametrize("value", [None, 7, b"rain"])
 def test_what_is_no_text_is_an_error_that_quotes(name, value):
     assert message_for(name, value) == f"{name} must be str, got {value!r}"
+
+
+def test_what_is_no_choice_is_an_error_that_quotes():
+    of = "low_pass_frames must be of both, start, last, got "
+    assert message_for("low_pass_frames", "first") == f"{of}'first'"
 
 
 @pytest.mark.parametrize("value", [0, 1, "True", None])

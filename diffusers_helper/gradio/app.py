@@ -23,6 +23,7 @@ from diffusers_helper.errors import (
 from diffusers_helper.generation import Event, generate, open_image
 from diffusers_helper.gradio.jobs import Job, JobQueue, Status
 from diffusers_helper.gradio.page import (
+    CHOSEN,
     CSS,
     DRAWN,
     TIMING,
@@ -31,6 +32,7 @@ from diffusers_helper.gradio.page import (
     page_updates,
 )
 from diffusers_helper.gradio.plot import guidance_note, guidance_table
+from diffusers_helper.gradio.presets import preset_note, preset_of
 from diffusers_helper.gradio.prompts import prompt_note, wrong_note
 from diffusers_helper.models import Models, choose_model, load_models, model_description
 from diffusers_helper.sections import SectionOrder
@@ -242,6 +244,15 @@ class Demo:
         except SettingsError:  # half typed
             return gr.skip()
         return prompt_note(settings, self.order)
+
+    def tell_preset(self, *chosen: Any) -> list:
+        """The preset, None if it is none, and its note for the inputs named in `CHOSEN`."""
+        try:
+            settings = GenerationSettings(**dict(zip(CHOSEN, chosen, strict=True)))
+        except SettingsError:  # half typed
+            return [gr.skip(), gr.skip()]
+        preset = preset_of(settings)
+        return [preset and preset.name, preset_note(settings)]
 
     async def watch_loading(self) -> AsyncIterator[str]:
         """The notice at the top of the page, until the models are there."""

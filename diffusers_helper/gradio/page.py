@@ -13,6 +13,7 @@ from gradio.utils import get_upload_folder
 
 from diffusers_helper.generation import Progress
 from diffusers_helper.gradio.jobs import JobView, Status
+from diffusers_helper.gradio.presets import GOVERNED, PRESETS, preset_values
 from diffusers_helper.models import default_device
 from diffusers_helper.models.float8 import why_not_float8
 from diffusers_helper.sections import FPS
@@ -48,6 +49,8 @@ DRAWN = (
 """Inputs that the plot depends on, in the order of all inputs."""
 TIMING = ("prompt", "total_second_length", "latent_window_size")
 """Inputs that the note on timed prompts depends on, in the order of all inputs."""
+CHOSEN = ("prompt", "total_second_length", *GOVERNED)
+"""Inputs that the preset and its note depend on, in the order of all inputs."""
 
 # Followers only wait and look; jobs themselves take turns in the demo's own queue.
 _QUIET = {"show_progress": "hidden", "concurrency_limit": None}
@@ -57,24 +60,26 @@ _BETA_HELP = """\
 Lowers guidance while noise is high: at noise level sigma a step gets
 `min + (base - min) * (1 - beta * sigma)`. The base is the **scale in force**:
 Distilled CFG Scale, or CFG Scale when that is not 1. **On the small model it does harm**: what the
-prompt tells happens in 94 % of videos at beta 0, in 89 % at 0.7 and in 73 % at 1 (docs/results.md,
-of the training before). With the real checkpoints it has not been tried; compare with beta 0 at the
-same seed."""
+prompt tells happens in 94 % of videos at beta 0, in 86 % at 0.7 and in 70 % at 1
+(docs/results.md). With the real checkpoints it has not been tried; compare with beta 0 at the same
+seed."""
 
 _LOW_PASS_HELP = """\
 While the noise level is at or above the gate, the model is shown a start image and a last frame
-that were scaled down by the factor and up again, as latents; below it they are sharp. Noise stays
+that were scaled down by the factor and up again, as latents; below it they are sharp. **On the
+small model only the last frame's helps, and little**; the start image's alone freezes. Noise stays
 high for long: of 25 steps at full size, gate 0.9 is open for 11, 0.95 for 7, and 1 for the first
 alone. The idea is ALG's (arXiv 2506.08456), which reports more motion for other models, and the
 smallest gain for HunyuanVideo. History Low-Pass does it to the older frames, and along time as
-well.
+well; on the small model it changes nothing.
 
 Prompt Gate acts **only with timed prompts**: a section with another prompt than the one made before
 it is shown the older frames that much fainter, at 1 not at all, and the frame next to it without
-its detail while noise is high; the section made after that, half as much.
+its detail while noise is high; the section made after that, half as much. **On the small model it
+helps more than anything else** (docs/results.md).
 
-**We have measured none of them on FramePack**; compare with factor 1, history 0 and gate 0 at the
-same seed, TeaCache off."""
+With the real checkpoints none of them has been tried; compare with factor 1, history 0 and gate 0
+at the same seed, TeaCache off."""
 
 CSS = """
 #page { display: grid; grid-template: "ask result" auto "settings result" 1fr / 1fr 1fr; }
@@ -111,6 +116,7 @@ class Page:
                     made = self._subject()
                 with gr.Column(elem_id="result"):
                     self.outputs = self._outputs()
+                    self._presets()
                     made |= self._adaptive_cfg() | self._low_pass()
                 with gr.Column(elem_id="settings"):
                     made |= self._settings()
@@ -197,6 +203,18 @@ class Page:
             made["mp4_crf"] = self._slider("mp4_crf", "MP4 Compression")
         return made
 
+    def _presets(self) -> None:
+        """Not inputs: what they set is."""
+        with gr.Group():
+            self.preset = gr.Radio(
+                [preset.name for preset in PRESETS],
+                label="Motion",
+                info="Sets what is below, which stays free.",
+                value=PRESETS[0].name,
+                elem_id="preset",
+            )
+            self.preset_note = gr.Markdown(elem_id="preset-note")
+
     def _adaptive_cfg(self) -> dict[str, Any]:
         """Components by the name of their input."""
         with gr.Accordion("Step-Adaptive CFG", open=True):
@@ -221,12 +239,14 @@ class Page:
         """Components by the name of their input."""
         with gr.Accordion("Low-Pass Conditioning", open=False):
             factor = self._slider("low_pass_factor", "Low-Pass Factor")
+            frames = self._radio("low_pass_frames", "Low-Pass Frames")
             gate = self._slider("low_pass_sigma", "Low-Pass Gate")
             history = self._slider("history_low_pass", "History Low-Pass")
             prompt_gate = self._slider("prompt_gate", "Prompt Gate")
             gr.Markdown(_LOW_PASS_HELP)
         return {
             "low_pass_factor": factor,
+            "low_pass_frames": frames,
             "low_pass_sigma": gate,
             "history_low_pass": history,
             "prompt_gate": prompt_gate,
@@ -257,6 +277,11 @@ class Page:
         value = getattr(self._defaults, name)
         return gr.Slider(label=label, info=about["help"], value=value, **limits)
 
+    def _radio(self, name: str, label: str) -> gr.Radio:
+        about = _setting(name).metadata
+        value = getattr(self._defaults, name)
+        return gr.Radio(list(about["choices"]), label=label, info=about["help"], value=value)
+
     def _wire(self, demo: "Demo", notice: gr.Markdown) -> None:
         job = self.outputs[-1]
         self.start.click(demo.process, self.inputs, self.outputs, api_name="process", **_QUIET)
@@ -265,10 +290,16 @@ class Page:
         self.blocks.load(demo.watch_loading, None, notice, **_PRIVATE)
         self._follow(DRAWN, demo.draw, [self.plot, self.plot_note])
         self._follow(TIMING, demo.tell_prompts, self.prompt_note)
+        self._follow(CHOSEN, demo.tell_preset, [self.preset, self.preset_note])
+        self.preset.input(preset_values, self.preset, self._of(GOVERNED), **_PRIVATE)
+
+    def _of(self, names: tuple[str, ...]) -> list[Any]:
+        """The inputs of these names, in the order of all inputs."""
+        return [component for name, component in self._named if name in names]
 
     def _follow(self, names: tuple[str, ...], show: Callable, outputs: Any) -> None:
         """Keep `outputs` what `show` makes of the inputs of these names."""
-        followed = [component for name, component in self._named if name in names]
+        followed = self._of(names)
         gr.on(
             [self.blocks.load, *(component.change for component in followed)],
             show,

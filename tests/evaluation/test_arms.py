@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from diffusers_helper.pipelines.k_diffusion_hunyuan import (
     sample_hunyuan,
     section_sigmas,
 )
+from diffusers_helper.settings import GenerationSettings
 from evaluation.arms import (
     NO_LEVERS,
     SWEEP,
@@ -98,16 +99,10 @@ def test_an_arm_comes_back_from_its_columns(levers):
     assert set(arm.columns) <= set(FIELDS)
 
 
-@pytest.mark.parametrize(
-    ("frames", "soft"), [("both", [True, True]), ("start", [True, False]), ("last", [False, True])]
-)
-def test_low_pass_of_the_frames_that_it_names(frames, soft):
-    clean = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    arm = Arm("constant", 6.0, 0.0, 6.0, Levers(0.25, 0.9, frames))
-    with applied(arm, EVEN, shift=None):
-        changed = pipeline.low_passed({"clean_latents": clean}, 0.25, "both", 0.0)
-    kept = (changed["clean_latents"] == clean).flatten(3).all(dim=3).all(dim=1)
-    assert kept.tolist() == [[not s for s in soft]]
+@pytest.mark.parametrize("levers", [NO_LEVERS, SOFT, PAST, GATED])
+def test_a_video_is_made_with_an_arms_levers(levers):
+    settings = GenerationSettings(**Arm("constant", 6.0, 0.0, 6.0, levers).settings(False))
+    assert {name: getattr(settings, name) for name in asdict(levers)} == asdict(levers)
 
 
 def scales_in_force(arm: Arm, true_cfg: bool, shift: float | None = None) -> list[float]:
@@ -170,10 +165,10 @@ def test_each_kind_guides_as_it_says(true_cfg, shift):
 
 def test_everything_is_as_before_afterwards():
     def patched() -> tuple:
-        return wrapper.adaptive_cfg_scale, pipeline.section_sigmas, pipeline.low_passed
+        return wrapper.adaptive_cfg_scale, pipeline.section_sigmas
 
     before = patched()
-    arm = replace(named([0.8], [6.0], EVEN, True)["reversed 6 beta 0.8"], levers=SOFT)
+    arm = named([0.8], [6.0], EVEN, True)["reversed 6 beta 0.8"]
     with pytest.raises(KeyError), applied(arm, EVEN, shift=7.0):
         assert not set(before) & set(patched())
         raise KeyError

@@ -28,6 +28,7 @@ from diffusers_helper.generation import Done, Event, Progress, open_image
 from diffusers_helper.gradio import app, page
 from diffusers_helper.gradio.app import Demo
 from diffusers_helper.gradio.page import INPUT_NAMES
+from diffusers_helper.gradio.presets import PRESETS, preset_values
 from diffusers_helper.gradio.prompts import prompt_note
 from diffusers_helper.models import Models
 from diffusers_helper.sections import SectionOrder
@@ -57,6 +58,7 @@ OTHERS = {
     "adaptive_cfg_beta": 0.65,
     "adaptive_cfg_min": 1.5,
     "low_pass_factor": 0.625,
+    "low_pass_frames": "last",
     "low_pass_sigma": 0.95,
     "history_low_pass": 0.4,
     "prompt_gate": 0.45,
@@ -599,3 +601,21 @@ def test_a_job_that_fails_is_told_why(
         job.result()
     assert told in str(caught.value)
     assert told in job.outputs()[-1][2]
+
+
+def test_the_preset_is_told_of_the_inputs_by_their_names():
+    demo, timed = new_demo(), "[0s: a] [2s: b]"
+    for preset in PRESETS:
+        told = demo.tell_preset(timed, 5, *preset_values(preset.name))
+        assert told == [preset.name, preset.effect]
+    assert demo.tell_preset(timed, 5, 0.35, *preset_values("As trained")[1:])[0] is None
+
+
+def test_prompts_that_are_half_typed_leave_the_preset():
+    half = new_demo().tell_preset("[0s: a", 5, *preset_values("As trained"))
+    assert half == [gr.skip(), gr.skip()]
+
+
+def test_inputs_are_followed_in_the_order_of_all_inputs():
+    for names in (page.DRAWN, page.TIMING, page.CHOSEN):
+        assert [name for name in INPUT_NAMES if name in names] == list(names)

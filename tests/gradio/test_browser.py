@@ -498,6 +498,26 @@ def test_the_note_speaks_of_what_is_set(visitor: Visitor):
     expect(visitor.note).to_have_text("Constant: CFG Scale 2.00 at every step.")
 
 
+def test_a_preset_sets_what_is_below_and_is_left_by_moving_it(visitor: Visitor):
+    note = visitor.page.locator("#preset-note").get_by_test_id("markdown")
+    gate = visitor.page.get_by_label("number input for Prompt Gate")
+    beta = visitor.page.get_by_label(f"number input for {BETA}")
+    visitor.page.get_by_role("button", name="Low-Pass Conditioning").click()
+    expect(visitor.page.get_by_label("As trained")).to_be_checked()
+    visitor.set({BETA: 0.5})
+    expect(note).to_have_text("Settings of your own.")
+    expect(visitor.page.locator("#preset input:checked")).to_have_count(0)
+    visitor.page.get_by_label("Let it leave").check()
+    expect(gate).to_have_value("1")
+    expect(beta).to_have_value("0")
+    expect(note).to_contain_text("This prompt does not change")
+    visitor.prompt.fill("[0s: The person stands still] [1.2s: The person fades away]")
+    expect(note).not_to_contain_text("This prompt does not change")
+    expect(visitor.page.get_by_label("Let it leave")).to_be_checked()
+    visitor.page.get_by_label("As trained").check()
+    expect(gate).to_have_value("0")
+
+
 def test_a_timed_prompt_tells_its_sections_and_what_is_wrong(visitor: Visitor, wide: Path):
     note = visitor.page.locator("#prompt-note")
     expect(note).to_be_hidden()

@@ -34,6 +34,7 @@ def sample_clips(
     gs: float = 1.0,
     adaptive_cfg_beta: float = 0.0,
     low_pass_factor: float = 1.0,
+    low_pass_frames: str = "both",
     low_pass_sigma: float = 0.9,
     history_low_pass: float = 0.0,
     prompt_gate: float = 0.0,
@@ -46,8 +47,8 @@ def sample_clips(
         scenes: of one size.
         captions: one a scene; timed or not, see `timed_prompts`.
         order: of the sections.
-        seconds, steps, window, cfg, gs, adaptive_cfg_beta, low_pass_factor, low_pass_sigma,
-            history_low_pass, prompt_gate: see `GenerationSettings`.
+        seconds, steps, window, cfg, gs, adaptive_cfg_beta, low_pass_factor, low_pass_frames,
+            low_pass_sigma, history_low_pass, prompt_gate: see `GenerationSettings`.
         seed: of the noise.
 
     Returns:
@@ -86,6 +87,7 @@ def sample_clips(
             device=device,
             adaptive_cfg_beta=adaptive_cfg_beta,
             low_pass_factor=low_pass_factor,
+            low_pass_frames=low_pass_frames,
             low_pass_sigma=low_pass_sigma,
             history_low_pass=history_low_pass,
             **conditions,
