@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
 from diffusers_helper.clip_vision import hf_clip_vision_encode
@@ -15,6 +16,8 @@ from diffusers_helper.hunyuan import (
     vae_encode,
 )
 from diffusers_helper.sections import FPS, LatentHistory, SectionOrder, plan_sections
+from training.tiny_world.config import TrainingConfig
+from training.tiny_world.world import render, sample_scene, truth
 
 TEMPLATE = DEFAULT_PROMPT_TEMPLATE["template"]
 SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")
@@ -257,6 +260,14 @@ def test_a_model_may_have_preview_colours_of_its_own(dtype):
     assert rgb.dtype == dtype
     expected = [[0, 0.5, 0.75], [0.5, 0.25, 0.75], [1, 0, 0.75], [0, 0.75, 0.75]]
     assert rgb[0, :, :, 0, 0].T.tolist() == expected
+
+
+def test_the_small_models_preview_is_its_picture(tiny):
+    scenes = [sample_scene(TrainingConfig.unseen_seed, "still", (128, 128))]
+    pixels = render(scenes, truth(scenes, 1), "cpu") / 255
+    latents = vae_encode(2 * pixels - 1, tiny.vae, torch.Generator().manual_seed(0))
+    seen = vae_decode_fake(latents.float(), tiny.latent_rgb)
+    assert (seen - F.avg_pool3d(pixels, (1, 8, 8))).square().mean().sqrt() < 0.05
 
 
 def test_the_preview_sums_channels():

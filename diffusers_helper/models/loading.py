@@ -220,7 +220,7 @@ def _described(told: Any) -> ModelDescription:
         rows = torch.tensor(latent_rgb, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
         rows = None
-    if rows is None or rows.shape != (17, 3):
+    if rows is None or rows.shape != (17, 3) or not rows.isfinite().all():
         raise ValueError("latent_rgb must be 17 rows of 3 numbers")
     return ModelDescription(resolution, settings, notice, rows)
 

@@ -1,5 +1,6 @@
 import fnmatch
 import json
+import math
 import os
 import re
 import shlex
@@ -526,6 +527,7 @@ def changed(**changes) -> str:
         (changed(latent_rgb=[[0, 0, 0]] * 16), "latent_rgb must be 17 rows of 3 numbers"),
         (changed(latent_rgb=[[0, 0, 0], [0]]), "latent_rgb must be 17 rows of 3 numbers"),
         (changed(latent_rgb=[["red"] * 3] * 17), "latent_rgb must be 17 rows of 3 numbers"),
+        (changed(latent_rgb=[[math.nan] * 3] * 17), "latent_rgb must be 17 rows of 3 numbers"),
     ],
 )
 def test_a_bad_description_is_told_in_one_line(weights, content, told):

@@ -92,6 +92,9 @@ def test_preview_colours_are_the_least_squares_fit():
     truth = torch.linspace(-0.3, 0.4, 17 * 3).view(17, 3)
     pixels = torch.einsum("bcfhw,co->bofhw", latents, truth[:16]) + truth[16].view(1, 3, 1, 1, 1)
     torch.testing.assert_close(fit_latent_rgb(latents, pixels), truth, atol=1e-5, rtol=1e-4)
+    latents[:, 5], truth[5] = 0, 0
+    pixels = torch.einsum("bcfhw,co->bofhw", latents, truth[:16]) + truth[16].view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(fit_latent_rgb(latents, pixels), truth, atol=1e-5, rtol=1e-4)
 
 
 CONFIG = TrainingConfig(

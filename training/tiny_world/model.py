@@ -172,7 +172,9 @@ def save(
         "notice": notice,
         "latent_rgb": [[round(x, 5) for x in row] for row in latent_rgb.tolist()],
     }
-    (folder / "framepack.json").write_text(json.dumps(description, indent=1) + "\n")
+    (folder / "framepack.json").write_text(
+        json.dumps(description, indent=1, allow_nan=False) + "\n"
+    )
 
 
 def _forget_origin(config: Path) -> None:

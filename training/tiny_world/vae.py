@@ -264,7 +264,7 @@ def visibility(vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor) -> torch.T
 
 @torch.no_grad()
 def fit_latent_rgb(latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Preview colours by least squares.
+    """Preview colours by least squares, those of the smallest norm: a channel may be silent.
 
     Args:
         latents: scaled, shape [clips, 16, frames, height, width].
@@ -273,6 +273,7 @@ def fit_latent_rgb(latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     Returns:
         A row a channel, and the bias, shape [17, 3].
     """
-    x = latents.float().movedim(1, -1).flatten(0, -2)
-    y = pixels.float().movedim(1, -1).flatten(0, -2)
-    return torch.linalg.lstsq(F.pad(x, (0, 1), value=1.0), y).solution
+    x = latents.double().movedim(1, -1).flatten(0, -2)
+    y = pixels.double().movedim(1, -1).flatten(0, -2)
+    x = F.pad(x, (0, 1), value=1.0)
+    return (torch.linalg.pinv(x.T @ x, hermitian=True) @ (x.T @ y)).float()
