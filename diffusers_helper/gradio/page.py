@@ -36,6 +36,8 @@ _TINY_EXAMPLES = (
     ("world/star.png", "The star jumps up and down"),
 )
 """The tiny model knows only what `training.tiny_world` draws; with the first of them it opens."""
+_TIMED_PROMPT = "[0s: The person stands still] [1s: The person fades away]"
+"""In the quick list of both, to show how it is written."""
 INPUT_NAMES = ("input_image", *(f.name for f in fields(GenerationSettings)))
 DRAWN = (
     "input_image",
@@ -152,7 +154,8 @@ class Page:
         def example(i: int) -> list[str]:
             return [_served(files[i]), texts[i]]
 
-        _pick_list("Quick List", texts, lambda i: texts[i], [prompt])
+        quick = [*texts, _TIMED_PROMPT]
+        _pick_list("Quick List", quick, lambda i: quick[i], [prompt])
         _pick_list("Examples", [str(file) for file in files], example, [image, prompt])
         if self._is_tiny:
             # Not as values of the components: those are the defaults of the interface as well.
@@ -205,15 +208,14 @@ class Page:
 
     def _presets(self) -> None:
         """Not inputs: what they set is."""
-        with gr.Group():
-            self.preset = gr.Radio(
-                [preset.name for preset in PRESETS],
-                label="Motion",
-                info="Sets what is below, which stays free.",
-                value=PRESETS[0].name,
-                elem_id="preset",
-            )
-            self.preset_note = gr.Markdown(elem_id="preset-note")
+        self.preset = gr.Radio(
+            [preset.name for preset in PRESETS],
+            label="Motion",
+            info="Sets what is below, which stays free.",
+            value=PRESETS[0].name,
+            elem_id="preset",
+        )
+        self.preset_note = gr.Markdown(elem_id="preset-note")
 
     def _adaptive_cfg(self) -> dict[str, Any]:
         """Components by the name of their input."""

@@ -67,5 +67,5 @@ def preset_note(settings: GenerationSettings) -> str:
     if preset is None:
         return "Settings of your own."
     gate_alone = "prompt_gate" in preset.values and len(settings.prompts) == 1
-    hint = "  \n⚠️ This prompt does not change: write it as `[0s: she stands] [2s: she walks away]`."
+    hint = "  \n⚠️ This prompt does not change: write it as `[0s: she stands] [1s: she walks away]`."
     return preset.effect + (hint if gate_alone else "")

@@ -417,7 +417,7 @@ def test_a_page_offers_its_models_own_examples(model: str, examples: tuple, tmp_
     demo.configure(model, None, tmp_path)
     blocks = demo.page().blocks.blocks.values()
     prompts, files = (block.raw_samples for block in blocks if isinstance(block, gr.Dataset))
-    assert prompts == [[text] for _, text in examples]
+    assert prompts == [*([text] for _, text in examples), [page._TIMED_PROMPT]]
     assert files == [[str(page._EXAMPLES_FOLDER / file)] for file, _ in examples]
 
 

@@ -454,6 +454,7 @@ def test_the_quick_list_fills_the_prompt(visitor: Visitor):
         "The person walks out of the frame to the right",
         "The scene turns from day to night",
         "The star jumps up and down",
+        "[0s: The person stands still] [1s: The person fades away]",
         "The person gradually fades away and disappears",
     ):
         visitor.page.get_by_role("button", name=text).click()
