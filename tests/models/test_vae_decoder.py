@@ -1,5 +1,6 @@
 """The fused decoder against diffusers', whose modules it takes."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -34,9 +35,15 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize("shape", [(1, 16, 3, 3, 2), (2, 16, 1, 2, 3), (1, 16, 2, 1, 2)])
 def test_it_decodes_as_diffusers_does(vae, shape):
+    """About as exactly. In TF32, cuDNN's default, both are a thousand times coarser."""
     pytest.importorskip("triton")
     z = randn(*shape)
-    torch.testing.assert_close(FusedDecoder(vae.decoder)(z), vae.decoder(z), atol=2e-5, rtol=1e-4)
+    exact = copy.deepcopy(vae.decoder).double()(z.double())
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        ours, theirs = FusedDecoder(vae.decoder)(z), vae.decoder(z)
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    assert (ours - exact).norm() < 10 * (theirs - exact).norm()
 
 
 def test_its_tensors_keep_their_names(vae):
