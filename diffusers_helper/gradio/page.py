@@ -31,7 +31,7 @@ _REAL_EXAMPLES = (
 )
 _TINY_EXAMPLES = (
     ("world/person.png", "The person gradually fades away and disappears"),
-    ("world/walker.png", "The person walks out of the frame to the right"),
+    ("world/walker.png", "The person walks out of the frame"),
     ("world/day.png", "The scene turns from day to night"),
     ("world/star.png", "The star jumps up and down"),
 )

@@ -250,6 +250,8 @@ class Run:
             {
                 "gs": self.config.recommended_scale,
                 "total_second_length": self.config.recommended_seconds,
+                # It skips steps, but each is fast here, and shapes suffer.
+                "use_teacache": False,
             },
             self.config.notice,
             torch.tensor(json.loads((self.folder / "latent_rgb.json").read_text())),
