@@ -18,7 +18,7 @@ def test_all_stages_end_in_a_model_that_loads(tmp_path: Path, capsys: pytest.Cap
 
     models = load_models("tiny", "cpu", run / "student")
     teacher = load_models("tiny", "cpu", run / "teacher")
-    assert models.settings == {"gs": 5.0, "total_second_length": 2.0}
+    assert models.settings == {"gs": 5.0, "total_second_length": 2.0, "use_teacache": False}
     assert models.latent_rgb.shape == (17, 3)
     differing = [
         name
