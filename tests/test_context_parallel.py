@@ -1,7 +1,12 @@
 """Two processes on a CPU, with the collectives of the host: the same result as one."""
 
+import os
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +51,68 @@ def run(transformer: Any) -> list[np.ndarray]:
     return [output.numpy() for output in outputs]
 
 
-@torch.inference_mode()
-def run_together() -> tuple[list[np.ndarray], list[int]]:
-    """In each process: the results of the first, and the tokens of latents that its blocks see."""
+@dataclass
+class Told:
+    """What a process tells of what it did."""
+
+    outputs: list[np.ndarray]
+    """Of `run`, in the first process."""
+    seen: list[int]
+    """Tokens of latents that its blocks saw."""
+    status: int
+    """Of the command."""
+    printed: str
+
+
+def work(arguments: list[str], port: str) -> Told:
+    """In each process: a transformer's blocks, then the command; for it they meet at a new port."""
     torch.set_num_threads(1)
     transformer = golden_case(CASE).transformer()
+    seen = count_tokens(transformer)
+    with torch.inference_mode(), Crew() as crew:
+        crew.share(transformer)
+        outputs = run(transformer) if crew.leads else []
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": port}
+    with redirect_stdout(StringIO()) as printed:
+        status = command.main(arguments)
+    return Told(outputs, seen, status, printed.getvalue())
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as some:
+        return str(some.getsockname()[1])
+
+
+def count_tokens(transformer: Any) -> list[int]:
+    """A list that grows with every call of its blocks by the tokens of latents that they see."""
     seen = []
     transformer.transformer_blocks[0].register_forward_pre_hook(
         lambda _, given: seen.append(given[0].shape[1])
     )
-    with Crew() as crew:
-        crew.share(transformer)
-        return (run(transformer) if crew.leads else []), seen
+    return seen
 
 
-def test_two_processes_do_what_one_does():
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory, miniature_weights: Path) -> list[str]:
+    """Of a video of two short sections, without loss."""
+    image = tmp_path_factory.mktemp("image") / "in.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)).save(image)
+    return [
+        *("--model", "tiny", "--weights", str(miniature_weights)),
+        *("--image", str(image), "--prompt", "a cat", "--mp4-crf", "0"),
+        *("--seconds", "1", "--latent-window-size", "3", "--steps", "2"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two make."""
+    return tmp_path_factory.mktemp("video") / "two.mp4"
+
+
+@pytest.fixture(scope="module")
+def told(arguments: list[str], video: Path) -> list[Told]:
+    """By two processes; one start of them, since it takes longer than what they do."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -70,20 +122,41 @@ def test_two_processes_do_what_one_does():
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    results = elastic_launch(config, run_together)()
-    seen = []
+    launch = elastic_launch(config, work)
+    results = launch([*arguments, "--output", str(video)], free_port())
+    return [results[rank] for rank in (0, 1)]
+
+
+def test_two_processes_do_what_one_does(told):
     transformer = golden_case(CASE).transformer()
-    transformer.transformer_blocks[0].register_forward_pre_hook(
-        lambda _, given: seen.append(given[0].shape[1])
-    )
+    seen = count_tokens(transformer)
     with torch.inference_mode():
         alone = run(transformer)
-    together, parts = results[0]
-    for a, b in zip(together, alone, strict=True):
+    for a, b in zip(told[0].outputs, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
     assert len(seen) == len(alone) - 1  # one was skipped
-    assert np.add(parts, results[1][1]).tolist() == seen
-    assert np.abs(np.subtract(parts, results[1][1])).max() <= 2
+    parts = [some.seen for some in told]
+    assert np.add(*parts).tolist() == seen
+    assert np.abs(np.subtract(*parts)).max() <= 2
+
+
+def test_the_command_makes_the_same_video(told, arguments, video, tmp_path):
+    one = tmp_path / "one.mp4"
+    assert command.main([*arguments, "--output", str(one)]) == 0
+    assert [some.status for some in told] == [0, 0]
+    assert [some.printed for some in told] == [f"{video} (25 frames)\n", ""]
+    a, b = (read_video(path).yuv.astype(int) for path in (one, video))
+    assert abs(a - b).max() <= 1  # the last bit of a pixel
+
+
+def test_an_error_of_the_first_ends_all(arguments, tmp_path):
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    arguments = [*torchrun, "diffusers_helper", *arguments, "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("error: --output must name a file") == 1
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
@@ -105,42 +178,3 @@ def test_heads_that_cannot_be_dealt_out():
     assert heads % 3
     with pytest.raises(UserError, match=f"{heads} attention heads .* 3 processes"):
         crew.share(transformer)
-
-
-@pytest.fixture
-def arguments(tmp_path: Path, miniature_weights: Path) -> list[str]:
-    """Of a video of two short sections, without loss."""
-    image = tmp_path / "in.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)).save(image)
-    return [
-        *("--model", "tiny", "--weights", str(miniature_weights)),
-        *("--image", str(image), "--prompt", "a cat", "--mp4-crf", "0"),
-        *("--seconds", "1", "--latent-window-size", "3", "--steps", "2"),
-    ]
-
-
-def together(*arguments: str) -> subprocess.CompletedProcess:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    return subprocess.run(
-        [sys.executable, "-m", *torchrun, "-m", "diffusers_helper", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_the_command_makes_the_same_video(arguments, tmp_path):
-    one, two = tmp_path / "one.mp4", tmp_path / "two.mp4"
-    assert command.main([*arguments, "--output", str(one)]) == 0
-    done = together(*arguments, "--output", str(two))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{two} (25 frames)"]
-    a, b = (read_video(path).yuv.astype(int) for path in (one, two))
-    assert abs(a - b).max() <= 1  # the last bit of a pixel
-
-
-def test_an_error_of_the_first_ends_all(arguments, tmp_path):
-    done = together(*arguments, "--output", str(tmp_path))
-    assert done.returncode != 0
-    assert done.stderr.count("error: --output must name a file") == 1

@@ -4,16 +4,31 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from diffusers_helper.hunyuan import encode_prompt_conds
+from training.tiny_world import data
 from training.tiny_world.captions import caption
 from training.tiny_world.config import MINIATURE_TRAINING
 from training.tiny_world.data import Clips, Draws, Text, _weights
 from training.tiny_world.vae import visibility
-from training.tiny_world.world import sample_scene
+from training.tiny_world.world import render, sample_scene, truth
 
 CPU = torch.device("cpu")
 WINDOW = MINIATURE_TRAINING.window
+
+
+@pytest.fixture
+def shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of latents, clips that are scaled down: in a moment, and as still as they are."""
+
+    def shrink(vae, scenes, frames, device):
+        pixels = render(scenes, truth(scenes, frames), device) / 127.5 - 1
+        small = F.avg_pool3d(pixels[:, :, ::4], (1, 8, 8))
+        return F.pad(small, (0, 0, 0, 0, 0, 0, 0, 13)), pixels[:, :, 0]
+
+    monkeypatch.setattr(data, "encode_clips", shrink)
+    monkeypatch.setattr(data, "visibility", lambda vae, latents: torch.ones(16))
 
 
 @torch.no_grad()
@@ -66,7 +81,7 @@ def test_targets_lie_behind_their_start_image(clips: Clips):
     assert checked
 
 
-def test_a_late_clip_is_told_as_still_at_first(untrained: dict, tmp_path: Path):
+def test_a_late_clip_is_told_as_still_at_first(untrained: dict, tmp_path: Path, shrunk: None):
     config = replace(MINIATURE_TRAINING, late_share=1.0, still_share=0.0, clips=8)
     clips = Clips(untrained, config, CPU, tmp_path / "clips")
     still = {caption(sample_scene(seed, "still"), 0) for seed in range(400)}
@@ -79,7 +94,7 @@ def test_a_late_clip_is_told_as_still_at_first(untrained: dict, tmp_path: Path):
             assert all(any(verb in text for verb in verbs) for text in told) == is_first
 
 
-def test_clips_are_kept(untrained: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_clips_are_kept(untrained: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shrunk):
     clips = Clips(untrained, MINIATURE_TRAINING, CPU, tmp_path)
     monkeypatch.delattr("training.tiny_world.data.encode_clips")
     again = Clips(untrained, MINIATURE_TRAINING, CPU, tmp_path)
@@ -113,7 +128,7 @@ def test_what_is_drawn_less_often_weighs_more():
         assert sum(seen[clip]) / drawn == pytest.approx(share, abs=0.02)
 
 
-def test_clips_of_slow_shapes_are_known(untrained: dict, tmp_path: Path):
+def test_clips_of_slow_shapes_are_known(untrained: dict, tmp_path: Path, shrunk: None):
     config = replace(MINIATURE_TRAINING, slow_shapes=("circle", "star"), clips=8)
     clips = Clips(untrained, config, CPU, tmp_path)
     slow = 0
@@ -137,7 +152,7 @@ def test_the_subject_of_the_start_image_weighs_more():
     assert torch.equal(_weights(scenes, 1.0, latents), torch.ones(3, 1, 1, 16, 16))
 
 
-def test_clips_in_which_nothing_happens_are_known(untrained: dict, tmp_path: Path):
+def test_clips_in_which_nothing_happens_are_known(untrained: dict, tmp_path: Path, shrunk: None):
     config = replace(MINIATURE_TRAINING, still_share=0.5, late_share=0.0, clips=16)
     clips = Clips(untrained, config, CPU, tmp_path / "clips")
     known = [is_quiet for group in clips._groups for is_quiet in group.quiet]

@@ -79,6 +79,8 @@ def test_two_processes_train_a_model(tmp_path: Path, miniature_weights: Path):
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["machine"]["processes"] == PROCESSES
     assert {"vae", "flow"} <= facts.keys()
+    # A model has a VAE, too, though it may not tell where that came from.
+    assert facts["vae"].keys() == {"from", "psnr", "subject_psnr"}
     assert (tmp_path / "teacher" / "framepack.json").exists()
     shares = [torch.load(f, weights_only=False) for f in (tmp_path / "clips").iterdir()]
     counts = [sum(len(group.latents) for group in share.values()) for share in shares]
