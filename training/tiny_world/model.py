@@ -49,7 +49,7 @@ class ModelConfig:
 
 
 MINIATURE = ModelConfig(
-    vae_channels=(16, 16, 32, 32),
+    vae_channels=(4, 8, 8, 16),
     heads=2,
     head_dim=32,
     rope_axes_dim=(8, 12, 12),
