@@ -1,6 +1,6 @@
 """How fast a step and a section are on a GPU, beside diffusers' class and the card's limits.
 
-    python -m benchmarks.gpu --output docs/performance.md
+    python -m benchmarks.gpu --output FILE.md
 
 The full-size architecture with random weights in bfloat16, one process, one GPU. The paths take
 turns, so that a card that slows down slows all of them; times are medians. The floor of a step is
