@@ -425,7 +425,8 @@ def test_the_negative_prompt_is_read_with_true_cfg_alone(miniature, tmp_path, cf
     assert len(made) == len(read)  # one step of as many passes
 
 
-@pytest.mark.parametrize(("order", "cfg"), [(FORWARD, 1.0), (INVERTED, 2.0)])
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+@pytest.mark.parametrize("order", SectionOrder)
 def test_a_section_hears_the_prompt_at_its_middle(miniature, tmp_path, order, cfg):
     """Eight sections of 4 / 30 s each, so that the third has its middle at a third of a second."""
     typed = "[0s: a cat] [0.3s: a dog, 犬]\n[0.5s: a cat]"

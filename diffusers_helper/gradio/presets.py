@@ -5,6 +5,16 @@ from dataclasses import dataclass, field
 
 from diffusers_helper.settings import GenerationSettings
 
+GOVERNED = (
+    "adaptive_cfg_beta",
+    "low_pass_factor",
+    "low_pass_frames",
+    "low_pass_sigma",
+    "history_low_pass",
+    "prompt_gate",
+)
+"""Settings that a preset sets."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -21,16 +31,6 @@ class Preset:
         defaults = GenerationSettings()
         return {name: self.values.get(name, getattr(defaults, name)) for name in GOVERNED}
 
-
-GOVERNED = (
-    "adaptive_cfg_beta",
-    "low_pass_factor",
-    "low_pass_frames",
-    "low_pass_sigma",
-    "history_low_pass",
-    "prompt_gate",
-)
-"""Settings that a preset sets."""
 
 PRESETS = (
     Preset("As trained", "FramePack as it is: nothing below acts."),

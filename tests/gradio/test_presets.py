@@ -11,7 +11,7 @@ from diffusers_helper.gradio.presets import (
 )
 from diffusers_helper.settings import GenerationSettings
 
-AS_TRAINED, LIVELIER, LET_IT_LEAVE = PRESETS
+AS_TRAINED = PRESETS[0]
 TIMED = "[0s: a man stands] [1s: he leaves]"
 
 
