@@ -250,7 +250,7 @@ class Run:
             {
                 "gs": self.config.recommended_scale,
                 "total_second_length": self.config.recommended_seconds,
-                # It skips steps, but each is fast here, and shapes suffer.
+                # Figures are measured without.
                 "use_teacache": False,
             },
             self.config.notice,
