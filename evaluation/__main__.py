@@ -224,7 +224,9 @@ def _parser() -> argparse.ArgumentParser:
         help="strengths of the gate where prompts change, each at the bases",
     )
     parser.add_argument(
-        "--combine", action="store_true", help="levers with every schedule, besides alone"
+        "--combine",
+        action="store_true",
+        help="levers with every schedule, and with the constant at its mean, besides alone",
     )
     parser.add_argument(
         "--batch",

@@ -148,7 +148,7 @@ def plan_arms(
         controls: whether there are, besides, the reversed schedules, constants at the schedules'
             means, and SWEEP.
         levers: each at the bases.
-        combine: whether each is with every schedule, too.
+        combine: whether each is with every schedule, too, and with the constant at its mean.
     """
     arms = []
     for base in bases:
@@ -160,7 +160,9 @@ def plan_arms(
             schedule = Arm("schedule", base, beta, mean)
             arms.append(schedule)
             if combine:
-                arms += [replace(schedule, levers=lever) for lever in levers]
+                guidance = schedule, constant(mean)
+                arms.append(constant(mean))
+                arms += [replace(arm, levers=lever) for arm in guidance for lever in levers]
             if controls:
                 arms += [constant(mean), Arm("reversed", base, beta, mean)]
     if controls:

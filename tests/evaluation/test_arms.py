@@ -71,14 +71,19 @@ def test_low_passes_are_alone_unless_combined():
         "schedule 6 beta 0.5",
     ]
     combined = plan_arms([0.5], [6.0], EVEN, False, [SOFT, PAST, GATED], combine=True)
+    mean = combined[4].mean
     assert [arm.name for arm in combined[5:]] == [
+        f"constant {mean:g}",
         "schedule 6 beta 0.5 low-pass 0.25 start sigma 0.95",
         "schedule 6 beta 0.5 history 0.5 sigma 0.9",
         "schedule 6 beta 0.5 prompt gate 0.5 sigma 0.9",
+        f"constant {mean:g} low-pass 0.25 start sigma 0.95",
+        f"constant {mean:g} history 0.5 sigma 0.9",
+        f"constant {mean:g} prompt gate 0.5 sigma 0.9",
     ]
-    constant_6, soft, _, _, schedule, soft_schedule, *_ = combined
+    constant_6, soft, _, _, schedule, matched, soft_schedule, _, _, soft_matched, *_ = combined
     assert soft.control == soft.baseline == soft_schedule.baseline == constant_6
-    assert soft_schedule.control == schedule
+    assert soft_schedule.control == schedule and soft_matched.control == matched
 
 
 def test_every_low_pass_once():

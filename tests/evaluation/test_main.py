@@ -111,26 +111,38 @@ def test_low_passes_are_made_and_gone_on_with(tmp_path, made):
         *expected,
     ]
     assert main([*small, *levers, "--combine"]) == 0
-    assert [tuple(call[name] for name in LEVERS) for call in made[6:]] == expected
-    assert all(call["adaptive_cfg_beta"] == 0.5 for call in made[6:])
+    constant, *combined = made[6:]  # at the schedule's mean, without levers
+    assert [tuple(call[name] for name in LEVERS) for call in (constant, *combined)] == [
+        (1.0, 0.9, 0.0),
+        *expected * 2,
+    ]
+    mean = constant["gs"]
+    guided = [(call["gs"], call["adaptive_cfg_beta"]) for call in (constant, *combined)]
+    assert guided == [(mean, 0.0), *[(6.0, 0.5)] * 4, *[(mean, 0.0)] * 4] and 1 < mean < 6
     assert "### Levers against none" in (tmp_path / "summary.md").read_text()
-    assert main([*small, *levers, "--combine"]) == 0 and len(made) == 10
+    assert main([*small, *levers, "--combine"]) == 0 and len(made) == 15
 
 
 def test_transitions_are_made_with_the_prompt_gate(tmp_path, made):
     small = ["--transitions", *SMALL, "--seeds=1", "--videos=0", f"--output={tmp_path}"]
     assert main([*small, "--prompt-gate=0,0.5,1", "--combine"]) == 0
-    rows, guidance = read_rows(tmp_path), ("constant 6", "schedule 6 beta 0.5")
-    gates = ("", " prompt gate 0.5 sigma 0.9", " prompt gate 1 sigma 0.9")
-    assert [row["arm"] for row in rows] == [kind + gate for kind in guidance for gate in gates]
-    assert [call["prompt_gate"] for call in made] == [0, 0.5, 1] * 2
+    rows = read_rows(tmp_path)
+    six, beta = "constant 6", "schedule 6 beta 0.5"
+    mean = rows[4]["arm"]
+    assert mean == f"constant {rows[3]['mean']:g}"
+    half, whole = " prompt gate 0.5 sigma 0.9", " prompt gate 1 sigma 0.9"
+    assert [row["arm"] for row in rows] == [
+        *(six, six + half, six + whole),
+        *(beta, mean, beta + half, beta + whole, mean + half, mean + whole),
+    ]
+    assert [call["prompt_gate"] for call in made] == [0, 0.5, 1, 0, 0, 0.5, 1, 0.5, 1]
     for row, call in zip(rows, made, strict=True):
         assert call["seconds"] == pytest.approx(1.2)  # three sections of a window of 3
         assert call["captions"] == [row["prompt"]] and "] [0.4s: " in row["prompt"]
         assert row["setting"].endswith("1.2 s, transitions")
         assert row["stf"] is not None and row["ghosting"] is not None
         assert (row["prompt_gate"] or 0) == call["prompt_gate"]
-    assert main([*small, "--prompt-gate=0,0.5,1", "--combine"]) == 0 and len(made) == 6
+    assert main([*small, "--prompt-gate=0,0.5,1", "--combine"]) == 0 and len(made) == 9
     text = (tmp_path / "summary.md").read_text()
     (title,) = {line for line in text.splitlines() if line.startswith("| case | arm |")}
     assert "| minus control | minus control: STF | minus control: ghosting, % |" in title

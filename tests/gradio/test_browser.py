@@ -451,7 +451,7 @@ def test_an_error_is_read_on_the_page_and_the_next_job_works(
 
 def test_the_quick_list_fills_the_prompt(visitor: Visitor):
     for text in (
-        "The person walks out of the frame",
+        "The person walks out of the frame to the left",
         "The scene turns from day to night",
         "The star jumps up and down",
         "[0s: The person stands still] [1s: The person fades away]",

@@ -12,6 +12,7 @@ from evaluation import __main__ as evaluation
 from evaluation.arms import plan_arms
 from training.tiny_world import __main__ as training
 from training.tiny_world import study
+from training.tiny_world.config import TrainingConfig
 from training.tiny_world.study import Job, plan_jobs, run_jobs
 
 FOLDER = Path("/somewhere/a study")
@@ -55,7 +56,8 @@ def test_jobs_come_after_what_they_need_and_have_names_of_their_own():
         assert "/" not in job.name
 
 
-def test_the_card_is_of_the_first_seed_and_results_are_of_both():
+def test_the_card_is_of_the_shipped_seed_and_results_are_of_both():
+    assert TrainingConfig().seed == int(study._SHIPPED.removeprefix("seed"))
     weights = {}
     for job in planned():
         if job.module == "evaluation":
@@ -63,7 +65,7 @@ def test_the_card_is_of_the_first_seed_and_results_are_of_both():
             of = options.weights.relative_to(FOLDER).as_posix()
             weights.setdefault(options.output.name, set()).add(of)
             assert options.controls == (options.output.name == "results")
-    assert weights["check"] == {"seed0/student", "seed0/teacher", "healthy/teacher"}
+    assert weights["check"] == {"seed1/student", "seed1/teacher", "healthy/teacher"}
     assert weights["results"] == {f"seed{n}/{m}" for n in (0, 1) for m in ("student", "teacher")}
     assert weights["levers"] == weights["transitions"] == {"seed0/student", "seed1/student"}
 
@@ -95,7 +97,7 @@ def test_the_number_of_videos_is_as_told():
             known = made.setdefault((folder, plan.label, plan.shift, plan.cfg), set())
             videos[folder] += len(set(arms) - known) * 8 * plan.seeds
             known.update(arms)
-    assert videos["levers"] == 11520 + 2048 and videos["transitions"] == 4608
+    assert videos["levers"] == 23040 + 10240 and videos["transitions"] == 7680
     assert videos["results"] == pytest.approx(41000, rel=0.02)
 
 

@@ -1,7 +1,7 @@
 """All that docs/results.md tells of: `python -m training.tiny_world.study --help`.
 
 Two trainings from different seeds, a third without the still clips, what their models do, and the
-card of the first.
+card of the one that is shipped.
 """
 
 import argparse
@@ -30,6 +30,8 @@ _TIME_IS_UP = 3
 _LEAST = 20.0
 """Seconds left that a command is begun with."""
 _TRAINING, _EVALUATION = "training.tiny_world", "evaluation"
+_SHIPPED, _OTHER = "seed1", "seed0"
+"""Trainings by their seeds."""
 _RESULTS = ("results", "levers", "transitions")
 """Folders of evaluations that people read."""
 _LIMITS = {_TRAINING: ("--minutes", 60.0), _EVALUATION: ("--time-limit", 1.0)}
@@ -62,9 +64,9 @@ def plan_jobs(
 ) -> list[Job]:
     """All jobs, those first that others wait for.
 
-    With 32 seeds and two models, `levers` are 11520 videos of low-passes alone (45 arms, 8 actions,
-    half of the seeds) and 2048 of a few with schedules (8 more arms), and `transitions` are 4608 of
-    three sections (9 arms); `results` are about 41000.
+    With 32 seeds of 8 actions and two models, `levers` are 23040 videos of low-passes alone (45
+    arms) and 10240 of a few with schedules and constants (20 more), and `transitions` are 7680 of
+    three sections (15 arms); `results` are about 41000.
 
     Args:
         folder: of the study.
@@ -91,41 +93,45 @@ def plan_jobs(
     kinds = {
         "check": ("--actions=all", "--betas=0", "--no-controls", "--videos=0"),
         "results": (f"--betas={betas}", f"--seeds={seeds}"),
-        "levers": ("--no-controls", f"--seeds={max(seeds // 2, 1)}"),
+        "levers": ("--no-controls", f"--seeds={seeds}"),
         "transitions": ("--no-controls", f"--seeds={seeds}", "--transitions"),
     }
     scales = ",".join(f"{scale:g}" for scale in SCALES)
     still = ("--set", "still_share=0", "--until", "flow")
     # Its twin's VAE.
-    from_twin = [] if "--vae" in training else ["--vae", str(folder / "seed0")]
+    from_twin = [] if "--vae" in training else ["--vae", str(folder / _SHIPPED)]
     few, many = f"--seeds={seeds}", f"--seeds={2 * seeds}"
-    both = ("seed0", "seed1")
-    student = evaluate("check", STUDENT, "seed0/student", many)
+    both = (_SHIPPED, _OTHER)
+    student = evaluate("check", STUDENT, f"{_SHIPPED}/student", many)
     alone = ("--betas=0", "--low-pass=0.25,0.4,0.625", "--low-pass-frames=start,last,both")
     alone += ("--low-pass-sigma=0.8,0.9,0.95,0.98", "--history-low-pass=0.5,1")
     combined = ("--betas=0.5,0.7", "--combine")
-    few_levers = ("--low-pass=0.25,0.625", "--history-low-pass=1")
+    few_levers = (
+        ("--low-pass=0.25", "--low-pass-frames=last", "--low-pass-sigma=0.95"),
+        ("--low-pass=0.25,0.625", "--history-low-pass=1"),
+    )
     # Three sections even in miniature, whose single second ends before the prompt changes.
     gates = ("--prompt-gate=0.5,1", "--seconds=3.6")
-    low_passes = [evaluate("levers", seed, f"{seed}/student", *alone) for seed in both]
+    low_passes = []
+    for seed in both:
+        its_own: list[Job] = []  # one after the other, since they write one file
+        for arguments in (alone, *((*combined, *some) for some in few_levers)):
+            its_own.append(evaluate("levers", seed, f"{seed}/student", *arguments, after=its_own))
+        low_passes += its_own
     return [
-        train("seed0"),
-        train("seed1", "--set", "seed=1"),
-        train(HEALTHY, *still, *from_twin, needs=["seed0"] if from_twin else []),
+        *(train(seed, "--set", seed.replace("seed", "seed=")) for seed in both),
+        train(HEALTHY, *still, *from_twin, needs=[_SHIPPED] if from_twin else []),
         student,
-        evaluate("check", STUDENT, "seed0/student", few, f"--scales={scales}", after=[student]),
-        evaluate("check", TEACHER, "seed0/teacher", few, f"--cfg={scales}"),
+        evaluate(
+            "check", STUDENT, f"{_SHIPPED}/student", few, f"--scales={scales}", after=[student]
+        ),
+        evaluate("check", TEACHER, f"{_SHIPPED}/teacher", few, f"--cfg={scales}"),
         evaluate("check", HEALTHY, f"{HEALTHY}/teacher", few, "--cfg=1"),
         *(evaluate("results", seed, f"{seed}/student") for seed in both),
         *(evaluate("results", seed, f"{seed}/student", "--shift=7") for seed in both),
         *(evaluate("results", seed, f"{seed}/teacher", "--cfg=6,10") for seed in both),
         *(evaluate("transitions", seed, f"{seed}/student", *combined, *gates) for seed in both),
         *low_passes,
-        # After them, for they share a file and those alone, which are not made again.
-        *(
-            evaluate("levers", seed, f"{seed}/student", *combined, *few_levers, after=[job])
-            for seed, job in zip(both, low_passes, strict=True)
-        ),
     ]
 
 
@@ -210,14 +216,14 @@ def _mark(logs: Path, job: Job) -> Path:
 
 
 def write_model(folder: Path) -> Path:
-    """Put together what is shipped: the first student with its card, and a picture of its clips.
+    """Put together what is shipped: a student with its card, and a picture of its clips.
 
     Returns:
         Its folder.
     """
     model = folder / "model"
-    shutil.copytree(folder / "seed0" / "student", model, dirs_exist_ok=True)
-    write_card(folder / "seed0", folder / "check", model)
+    shutil.copytree(folder / _SHIPPED / "student", model, dirs_exist_ok=True)
+    write_card(folder / _SHIPPED, folder / "check", model)
     sheet.main(["--weights", str(model), "--output", str(folder / "actions.png")])
     return model
 

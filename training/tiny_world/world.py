@@ -46,9 +46,9 @@ ACTIONS = (
     "night",
     "pan",
 )
-_HARD = ("spin", "wave", "leave", "recolour", "pan")
-"""Actions that are drawn twice as often as the others: models are slow to learn them."""
-_CHANCES = [2 if action in _HARD else 1 for action in ACTIONS]
+_HARD = {"wave": 2, "recolour": 2, "pan": 2, "leave": 3, "spin": 4}
+"""Actions that are drawn so many times as often as the others: models are slow to learn them."""
+_CHANCES = [_HARD.get(action, 1) for action in ACTIONS]
 SKIN = (240, 200, 170)
 _NIGHT_SCENERY = (0.24, 0.28, 0.46)
 NIGHT_SUBJECT = (0.68, 0.7, 0.85)
