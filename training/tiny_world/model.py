@@ -49,7 +49,8 @@ class ModelConfig:
 
 
 MINIATURE = ModelConfig(
-    vae_channels=(4, 8, 8, 16),
+    vae_channels=(2, 2, 4, 4),
+    vae_norm_groups=2,
     heads=2,
     head_dim=32,
     rope_axes_dim=(8, 12, 12),
