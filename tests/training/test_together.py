@@ -4,18 +4,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.processes import COUNT, launch
 from training.tiny_world import together
 from training.tiny_world.__main__ import main
 from training.tiny_world.config import MINIATURE_TRAINING
 from training.tiny_world.flow import Trained
-
-PROCESSES = 2
 
 
 def _step(x: torch.Tensor) -> torch.Tensor:
@@ -28,39 +28,29 @@ def _step(x: torch.Tensor) -> torch.Tensor:
     return network[0].weight.detach()
 
 
-def _process(number: int, folder: Path) -> None:
-    os.environ |= {
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(PROCESSES),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": (folder / "port").read_text(),
-    }
+def _work() -> dict[str, Any]:
     together.join()
-    share = _data()[number::PROCESSES]
+    number, count = together.number(), together.count()
     found = {
-        "place": (together.number(), together.count()),
+        "place": (number, count),
         "any": (together.any_of(number == 1), together.any_of(False)),
-        "weight": _step(share),
+        "weight": _step(_data()[number::count]).numpy(),
     }
-    torch.save(found, folder / f"{number}.pt")
     together.leave()
+    return found
 
 
 def _data() -> torch.Tensor:
     return torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
 
 
-def test_processes_step_as_one_would_on_all_data(tmp_path: Path):
-    (tmp_path / "port").write_text(str(_free_port()))
-    torch.multiprocessing.spawn(_process, (tmp_path,), PROCESSES)
-    for number in range(PROCESSES):
-        found = torch.load(tmp_path / f"{number}.pt")
-        assert found["place"] == (number, PROCESSES)
+def test_processes_step_as_one_would_on_all_data():
+    for number, found in enumerate(launch(_work)):
+        assert found["place"] == (number, COUNT)
         assert found["any"] == (True, False)
-        torch.testing.assert_close(found["weight"], _step(_data()))
+        torch.testing.assert_close(torch.from_numpy(found["weight"]), _step(_data()))
     # Which a process on its share alone would not.
-    assert not torch.allclose(_step(_data()[::PROCESSES]), _step(_data()))
+    assert not torch.allclose(_step(_data()[::COUNT]), _step(_data()))
 
 
 def test_alone_there_is_nothing_to_wait_for():
@@ -77,7 +67,7 @@ def test_two_processes_train_a_model(tmp_path: Path, miniature_weights: Path):
     command += ["--vae", str(miniature_weights), "--until", "flow", "--output", str(tmp_path)]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert facts["machine"]["processes"] == PROCESSES
+    assert facts["machine"]["processes"] == 2
     assert {"vae", "flow"} <= facts.keys()
     # A model has a VAE, too, though it may not tell where that came from.
     assert facts["vae"].keys() == {"from", "psnr", "subject_psnr"}
