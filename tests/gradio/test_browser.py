@@ -287,25 +287,25 @@ def tall(pictures: Path) -> Path:
     return pictures / "tall.jpg"
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_result_stands_where_start_is_pressed(visitor: Visitor, width: int):
+def test_the_result_stands_where_start_is_pressed(visitor: Visitor):
     """Beside it, or right below on a phone: before the settings in any case."""
-    visitor.page.set_viewport_size({"width": width, "height": 900})
-    start, result, settings = (
-        place.bounding_box()
-        for place in (
-            visitor.start,
-            visitor.page.locator("#result"),
-            visitor.page.get_by_label("Seed"),
+    for width in (1280, 390):
+        visitor.page.set_viewport_size({"width": width, "height": 900})
+        start, result, settings = (
+            place.bounding_box()
+            for place in (
+                visitor.start,
+                visitor.page.locator("#result"),
+                visitor.page.get_by_label("Seed"),
+            )
         )
-    )
-    if width == 390:
-        assert start["y"] + start["height"] < result["y"] < settings["y"]
-        wide = visitor.page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= width
-    else:
-        assert result["x"] > start["x"] + start["width"]
-        assert result["y"] < start["y"] < settings["y"]
+        if width == 390:
+            assert start["y"] + start["height"] < result["y"] < settings["y"]
+            wide = visitor.page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width
+        else:
+            assert result["x"] > start["x"] + start["width"]
+            assert result["y"] < start["y"] < settings["y"]
 
 
 def test_a_press_of_start_is_all_that_is_needed(visitor: Visitor):
@@ -422,34 +422,29 @@ def test_a_closed_tab_troubles_nobody(new_visitor: Callable[[], Visitor], wide: 
     assert later.shown().size == (96, 160)
 
 
-@pytest.mark.parametrize(
-    ("picture", "told"),
-    [
+def test_errors_are_read_on_the_page_and_the_next_job_works(
+    visitor: Visitor, pictures: Path, wide: Path
+):
+    visitor.remove_image.click()
+    for picture, told in (
         (None, "There is no image to start from: choose one first."),
         ("text.png", "This file cannot be read as an image: try a PNG or JPEG."),
         (
             "small.png",
             "The image is too small (31 x 200 pixels): both sides must have at least 32.",
         ),
-    ],
-    ids=["no image", "text", "too small"],
-)
-def test_an_error_is_read_on_the_page_and_the_next_job_works(
-    visitor: Visitor, pictures: Path, wide: Path, picture: str | None, told: str
-):
-    if picture is None:
-        visitor.remove_image.click()
-    else:
-        visitor.upload(pictures / picture)
-    visitor.start.click()
-    visitor.sees_job_end(told)
-    expect(visitor.text.get_by_role("alert")).to_be_in_viewport()
+    ):
+        if picture is not None:
+            visitor.upload(pictures / picture)
+        visitor.start.click()
+        visitor.sees_job_end(told)
+        expect(visitor.text.get_by_role("alert")).to_be_in_viewport()
     visitor.ask_for(wide, ONE_SECTION)
     visitor.sees_job_end(ONE_FINISHED)
     expect(visitor.text.get_by_role("alert")).to_have_count(0)
 
 
-def test_the_quick_list_fills_the_prompt(visitor: Visitor):
+def test_the_quick_list_and_the_examples_fill_in(visitor: Visitor):
     for text in (
         "The person walks out of the frame to the left",
         "The scene turns from day to night",
@@ -459,9 +454,6 @@ def test_the_quick_list_fills_the_prompt(visitor: Visitor):
     ):
         visitor.page.get_by_role("button", name=text).click()
         expect(visitor.prompt).to_have_value(text)
-
-
-def test_an_example_fills_image_and_prompt(visitor: Visitor):
     examples = visitor.page.locator(".gallery-item img")
     expect(examples).to_have_count(4)
     for file, prompt in (("star.png", "The star jumps"), ("person.png", "The person")):
