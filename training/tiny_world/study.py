@@ -30,8 +30,10 @@ _TIME_IS_UP = 3
 _LEAST = 20.0
 """Seconds left that a command is begun with."""
 _TRAINING, _EVALUATION = "training.tiny_world", "evaluation"
-_SHIPPED, _OTHER = "seed1", "seed0"
-"""Trainings by their seeds."""
+_SEEDS = (1, 0)
+"""Of the trainings; the first is shipped."""
+_SHIPPED = f"seed{_SEEDS[0]}"
+"""Its folder."""
 _RESULTS = ("results", "levers", "transitions")
 """Folders of evaluations that people read."""
 _LIMITS = {_TRAINING: ("--minutes", 60.0), _EVALUATION: ("--time-limit", 1.0)}
@@ -101,7 +103,7 @@ def plan_jobs(
     # Its twin's VAE.
     from_twin = [] if "--vae" in training else ["--vae", str(folder / _SHIPPED)]
     few, many = f"--seeds={seeds}", f"--seeds={2 * seeds}"
-    both = (_SHIPPED, _OTHER)
+    both = [f"seed{seed}" for seed in _SEEDS]
     student = evaluate("check", STUDENT, f"{_SHIPPED}/student", many)
     alone = ("--betas=0", "--low-pass=0.25,0.4,0.625", "--low-pass-frames=start,last,both")
     alone += ("--low-pass-sigma=0.8,0.9,0.95,0.98", "--history-low-pass=0.5,1")
@@ -114,12 +116,13 @@ def plan_jobs(
     gates = ("--prompt-gate=0.5,1", "--seconds=3.6")
     low_passes = []
     for seed in both:
-        its_own: list[Job] = []  # one after the other, since they write one file
+        its_own: list[Job] = []
         for arguments in (alone, *((*combined, *some) for some in few_levers)):
+            # One after the other, since they write one file.
             its_own.append(evaluate("levers", seed, f"{seed}/student", *arguments, after=its_own))
         low_passes += its_own
     return [
-        *(train(seed, "--set", seed.replace("seed", "seed=")) for seed in both),
+        *(train(f"seed{seed}", "--set", f"seed={seed}") for seed in _SEEDS),
         train(HEALTHY, *still, *from_twin, needs=[_SHIPPED] if from_twin else []),
         student,
         evaluate(
