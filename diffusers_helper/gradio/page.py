@@ -300,7 +300,11 @@ class Page:
         return [component for name, component in self._named if name in names]
 
     def _follow(self, names: tuple[str, ...], show: Callable, outputs: Any) -> None:
-        """Keep `outputs` what `show` makes of the inputs of these names."""
+        """Keep `outputs` what `show` makes of the inputs of these names.
+
+        One call at a time: several inputs may change at once, each with a call, and what comes
+        last has to be of the last.
+        """
         followed = self._of(names)
         gr.on(
             [self.blocks.load, *(component.change for component in followed)],
@@ -308,7 +312,7 @@ class Page:
             followed,
             outputs,
             trigger_mode="always_last",
-            **_PRIVATE,
+            **_PRIVATE | {"concurrency_limit": 1},
         )
 
 

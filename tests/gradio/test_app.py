@@ -2,11 +2,13 @@ import argparse
 import asyncio
 import html
 import inspect
+import itertools
 import json
 import logging
 import runpy
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -509,6 +511,36 @@ def test_only_process_is_public(client: Client):
         if parameter["parameter_has_default"]:
             expected = INPUTS | MINIATURE_SETTINGS
             assert parameter["parameter_default"] == expected[parameter["parameter_name"]]
+
+
+def test_what_is_shown_last_is_of_the_last_change(client: Client, monkeypatch: pytest.MonkeyPatch):
+    """However long the answer to an earlier one takes: a preset changes several inputs at once."""
+    preset_of = app.preset_of
+
+    def told(settings: GenerationSettings) -> Any:
+        if settings.low_pass_sigma == 0.9:
+            time.sleep(0.5)
+        return preset_of(settings)
+
+    monkeypatch.setattr(app, "preset_of", told)
+    (following,) = (
+        call["id"]
+        for call in client.config["dependencies"]
+        if len(call["inputs"]) == len(page.CHOSEN) and len(call["outputs"]) == 2
+    )
+    beta, factor, frames, gate, *others = preset_values("Livelier")
+    for sigma in (0.9, gate):
+        asked = [DEFAULTS["prompt"], 1, beta, factor, frames, sigma, *others]
+        call = {"data": asked, "fn_index": following, "session_hash": "somebody"}
+        httpx.post(f"{client.src_prefixed}queue/join", json=call).raise_for_status()
+    with httpx.stream(
+        "GET", f"{client.src_prefixed}queue/data", params={"session_hash": "somebody"}, timeout=30
+    ) as answers:
+        lines = (line.removeprefix("data: ") for line in answers.iter_lines())
+        messages = (json.loads(line) for line in lines if line)
+        ended = (message for message in messages if message["msg"] == "process_completed")
+        presets = [message["output"]["data"][0] for message in itertools.islice(ended, 2)]
+    assert presets == [None, "Livelier"]
 
 
 def test_only_the_image_must_be_given(client: Client):
