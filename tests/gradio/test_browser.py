@@ -425,7 +425,6 @@ def test_a_closed_tab_troubles_nobody(new_visitor: Callable[[], Visitor], wide: 
 def test_errors_are_read_on_the_page_and_the_next_job_works(
     visitor: Visitor, pictures: Path, wide: Path
 ):
-    visitor.remove_image.click()
     for picture, told in (
         (None, "There is no image to start from: choose one first."),
         ("text.png", "This file cannot be read as an image: try a PNG or JPEG."),
@@ -434,14 +433,16 @@ def test_errors_are_read_on_the_page_and_the_next_job_works(
             "The image is too small (31 x 200 pixels): both sides must have at least 32.",
         ),
     ):
-        if picture is not None:
+        if picture is None:
+            visitor.remove_image.click()
+        else:
             visitor.upload(pictures / picture)
         visitor.start.click()
         visitor.sees_job_end(told)
         expect(visitor.text.get_by_role("alert")).to_be_in_viewport()
-    visitor.ask_for(wide, ONE_SECTION)
-    visitor.sees_job_end(ONE_FINISHED)
-    expect(visitor.text.get_by_role("alert")).to_have_count(0)
+        visitor.ask_for(wide, ONE_SECTION)
+        visitor.sees_job_end(ONE_FINISHED)
+        expect(visitor.text.get_by_role("alert")).to_have_count(0)
 
 
 def test_the_quick_list_and_the_examples_fill_in(visitor: Visitor):
