@@ -22,7 +22,9 @@ def shown(miniature, monkeypatch, **settings) -> list[dict[str, torch.Tensor]]:
     monkeypatch.setattr(
         sample,
         "vae_decode",
-        lambda latents, vae: torch.zeros(len(latents), 3, 4 * latents.shape[2] - 3, 128, 128),
+        lambda latents, vae, pieces: torch.zeros(
+            len(latents), 3, 4 * latents.shape[2] - 3, 128, 128
+        ),
     )
     scenes = [sample_scene(seed, size=(128, 128)) for seed in (1, 2)]
     hook = miniature.transformer.register_forward_pre_hook(
@@ -68,3 +70,17 @@ def test_the_past_is_weaker_for_the_clip_whose_caption_changes(
         assert not now[name][0].any() and now[name][1].equal(before[name][1])
     assert before["clean_latents_2x"][0].any()
     assert now["clean_latents"][1].equal(before["clean_latents"][1])
+
+
+@pytest.mark.parametrize("order", SectionOrder)
+def test_clips_are_decoded_alike_in_one_part_or_in_two(miniature, monkeypatch, order):
+    scenes = [sample_scene(seed, size=(64, 64)) for seed in (1, 2)]
+    clips = []
+    for at_once in (2, 1):
+        monkeypatch.setattr(sample, "_DECODED_AT_ONCE", at_once)
+        made = sample_clips(
+            miniature, scenes, [STILL, FADES], order=order, seconds=1.2, steps=1, window=5
+        )
+        clips.append(made.short())
+    torch.testing.assert_close(*clips, atol=1, rtol=0)
+    assert not clips[0][0].equal(clips[0][1])

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from diffusers_helper.clip_vision import hf_clip_vision_encode
-from diffusers_helper.hunyuan import encode_prompt_conds, vae_decode, vae_encode
+from diffusers_helper.hunyuan import (
+    DecodedPieces,
+    encode_prompt_conds,
+    vae_decode,
+    vae_encode,
+)
 from diffusers_helper.models import Models
 from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
 from diffusers_helper.prompt_gate import section_gates, weakened
@@ -71,6 +76,7 @@ def sample_clips(
         conditions |= {f"negative_{name}": value for name, value in nothing.items()}
     models.transformer.initialize_teacache(False)
     history = LatentHistory(order, window, start)
+    pieces = [DecodedPieces(history.shared) for _ in range(0, len(scenes), _DECODED_AT_ONCE)]
     video = None
     for section, some, gate in zip(sections, told, gates, strict=True):
         context = weakened(history.context(section), gate)
@@ -94,8 +100,9 @@ def sample_clips(
             **texts[some],
             **{name: value.to(device) for name, value in context.items()},
         )
-        to_decode = history.add(section, latents.cpu()).split(_DECODED_AT_ONCE)
-        decoded = torch.cat([vae_decode(some, vae).float() for some in to_decode])
+        parts = history.add(section, latents.cpu()).split(_DECODED_AT_ONCE)
+        known = zip(parts, pieces, strict=True)
+        decoded = torch.cat([vae_decode(part, vae, its).float() for part, its in known])
         if video is None:
             video = decoded
         else:
