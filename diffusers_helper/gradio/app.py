@@ -252,7 +252,7 @@ class Demo:
         except SettingsError:  # half typed
             return [gr.skip(), gr.skip()]
         preset = preset_of(settings)
-        return [preset and preset.name, preset_note(settings)]
+        return [preset and preset.name, preset_note(settings, self.order)]
 
     async def watch_loading(self) -> AsyncIterator[str]:
         """The notice at the top of the page, until the models are there."""

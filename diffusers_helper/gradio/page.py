@@ -62,9 +62,9 @@ _BETA_HELP = """\
 Lowers guidance while noise is high: at noise level sigma a step gets
 `min + (base - min) * (1 - beta * sigma)`. The base is the **scale in force**:
 Distilled CFG Scale, or CFG Scale when that is not 1. **On the small model it does harm**: what the
-prompt tells happens in 96 % of videos at beta 0, in 89 % at 0.7 and in 76 % at 1
-(docs/results.md). With the real checkpoints it has not been tried; compare with beta 0 at the same
-seed."""
+prompt tells happens in 96 % of FramePack-F1's videos at beta 0, in 89 % at 0.7 and in 76 % at 1,
+and in about as many fewer of FramePack's (docs/results.md). With the real checkpoints it has not been
+tried; compare with beta 0 at the same seed."""
 
 _LOW_PASS_HELP = """\
 While the noise level is at or above the gate, the model is shown a start image and a last frame
@@ -78,7 +78,8 @@ well; on the small model it changes nothing.
 Prompt Gate acts **only with timed prompts**: a section with another prompt than the one made before
 it is shown the older frames that much fainter, at 1 not at all, and the frame next to it without
 its detail while noise is high; the section made after that, half as much. **On the small model it
-helps more than anything else** (docs/results.md).
+helps FramePack-F1 more than anything else**, and hardly helps FramePack, which makes the end first
+(docs/results.md).
 
 With the real checkpoints none of them has been tried; compare with factor 1, history 0 and gate 0
 at the same seed, TeaCache off."""

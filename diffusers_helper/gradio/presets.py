@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+from diffusers_helper.sections import SectionOrder
 from diffusers_helper.settings import GenerationSettings
 
 GOVERNED = (
@@ -21,8 +22,9 @@ class Preset:
     """Values for `GOVERNED` settings; those that it does not name are at their defaults."""
 
     name: str
-    effect: str
-    """What it does and what it costs, a line of Markdown."""
+    effect: dict[SectionOrder, str]
+    """What it does and what it costs, a line of Markdown. A demo's order decides what was made
+    before a section, and so what a preset does."""
     values: dict[str, float | str] = field(default_factory=dict)
 
     @property
@@ -33,18 +35,31 @@ class Preset:
 
 
 PRESETS = (
-    Preset("As trained", "FramePack as it is: nothing below acts."),
+    Preset("As trained", dict.fromkeys(SectionOrder, "FramePack as it is: nothing below acts.")),
     Preset(
         "Livelier",
-        "The last frame is shown without its detail while noise is highest. On the small model "
-        "0.2 % of videos freeze instead of 2.1 %; shapes are kept in 0.5 % fewer frames.",
+        {
+            SectionOrder.FORWARD: "The last frame is shown without its detail while noise is "
+            "highest. On the small model 0.2 % of videos freeze instead of 2.1 %; shapes are kept "
+            "in 0.5 % fewer frames.",
+            SectionOrder.INVERTED: "The frame after a section is shown without its detail while "
+            "noise is highest. In this demo it changed nothing of note on the small model; in "
+            "FramePack-F1 it helps a little.",
+        },
         {"low_pass_factor": 0.25, "low_pass_frames": "last", "low_pass_sigma": 0.95},
     ),
     Preset(
         "Let it leave",
-        "**Acts where a timed prompt changes**, which it makes the past let go. On the small model "
-        "96 % of the changes happen instead of 61 %, and of what should be gone 7 % is still seen "
-        "instead of 42 %; shapes are kept in 2 % fewer frames.",
+        {
+            SectionOrder.FORWARD: "**Acts where a timed prompt changes**, which it makes the past "
+            "let go. On the small model 96 % of the changes happen instead of 61 %, and of what "
+            "should be gone 7 % is still seen instead of 42 %; shapes are kept in 2 % fewer "
+            "frames.",
+            SectionOrder.INVERTED: "**Acts where a timed prompt changes**. In this demo changes "
+            "happen without it, since the end is made first: 94 % of them on the small model, with "
+            "it and without. It keeps the time before a change as its prompt says, but in half of "
+            "the videos what moves then jumps. FramePack-F1 is better at prompts that change.",
+        },
         {"prompt_gate": 1.0},
     ),
 )
@@ -61,11 +76,11 @@ def preset_of(settings: GenerationSettings) -> Preset | None:
     return next((preset for preset in PRESETS if preset.settings == governed), None)
 
 
-def preset_note(settings: GenerationSettings) -> str:
+def preset_note(settings: GenerationSettings, order: SectionOrder) -> str:
     """What the page says below the presets (Markdown)."""
     preset = preset_of(settings)
     if preset is None:
         return "Settings of your own."
     gate_alone = "prompt_gate" in preset.values and len(settings.prompts) == 1
     hint = "  \n⚠️ This prompt does not change: write it as `[0s: she stands] [1s: she walks away]`."
-    return preset.effect + (hint if gate_alone else "")
+    return preset.effect[order] + (hint if gate_alone else "")
