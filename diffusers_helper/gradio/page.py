@@ -63,8 +63,8 @@ Lowers guidance while noise is high: at noise level sigma a step gets
 `min + (base - min) * (1 - beta * sigma)`. The base is the **scale in force**:
 Distilled CFG Scale, or CFG Scale when that is not 1. **On the small model it does harm**: what the
 prompt tells happens in 96 % of FramePack-F1's videos at beta 0, in 89 % at 0.7 and in 76 % at 1,
-and in about as many fewer of FramePack's (docs/results.md). With the real checkpoints it has not been
-tried; compare with beta 0 at the same seed."""
+and in about as many fewer of FramePack's (docs/results.md). With the real checkpoints it has not
+been tried; compare with beta 0 at the same seed."""
 
 _LOW_PASS_HELP = """\
 While the noise level is at or above the gate, the model is shown a start image and a last frame

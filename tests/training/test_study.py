@@ -76,7 +76,8 @@ def test_jobs_that_write_the_same_file_come_one_after_the_other():
     for job in planned():
         if job.module == "evaluation":
             plan = evaluation._plan(PARSERS["evaluation"]().parse_args(job.arguments), began=0)
-            file = job.arguments[0], plan.label, plan.shift, plan.cfg is None, plan.transitions
+            setting = plan.order, plan.shift, plan.cfg is None, plan.transitions
+            file = job.arguments[0], plan.label, *setting
             writers.setdefault(file, []).append(job)
     assert any(len(jobs) > 1 for jobs in writers.values())
     for first, *others in writers.values():
@@ -94,11 +95,12 @@ def test_the_number_of_videos_is_as_told():
             arms = plan_arms(
                 plan.betas, plan.cfg or [5.0], sigmas, plan.controls, plan.levers, plan.combine
             )
-            known = made.setdefault((folder, plan.label, plan.shift, plan.cfg), set())
+            setting = plan.order, plan.shift, plan.cfg
+            known = made.setdefault((folder, plan.label, *setting), set())
             videos[folder] += len(set(arms) - known) * 8 * plan.seeds
             known.update(arms)
-    assert videos["levers"] == 23040 + 10240 and videos["transitions"] == 7680
-    assert videos["results"] == pytest.approx(41000, rel=0.02)
+    assert videos["levers"] == 23040 + 10240 + 1536 and videos["transitions"] == 7680 + 1536
+    assert videos["results"] == pytest.approx(52000, rel=0.02)
 
 
 @pytest.fixture

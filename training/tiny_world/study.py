@@ -67,8 +67,9 @@ def plan_jobs(
     """All jobs, those first that others wait for.
 
     With 32 seeds of 8 actions and two models, `levers` are 23040 videos of low-passes alone (45
-    arms) and 10240 of a few with schedules and constants (20 more), and `transitions` are 7680 of
-    three sections (15 arms); `results` are about 41000.
+    arms), 10240 of a few with schedules and constants (20 more) and 1536 in inverted order (3), and
+    `transitions` are 9216 of three sections (15 arms, and 3 in inverted order); `results` are about
+    52000.
 
     Args:
         folder: of the study.
@@ -114,6 +115,9 @@ def plan_jobs(
     )
     # Three sections even in miniature, whose single second ends before the prompt changes.
     gates = ("--prompt-gate=0.5,1", "--seconds=3.6")
+    inverted = ("--demo=framepack",)
+    nearest = ("--betas=0", "--low-pass=0.25", "--low-pass-frames=last,both")
+    nearest += ("--low-pass-sigma=0.95",)
     low_passes = []
     for seed in both:
         its_own: list[Job] = []
@@ -131,10 +135,16 @@ def plan_jobs(
         evaluate("check", TEACHER, f"{_SHIPPED}/teacher", few, f"--cfg={scales}"),
         evaluate("check", HEALTHY, f"{HEALTHY}/teacher", few, "--cfg=1"),
         *(evaluate("results", seed, f"{seed}/student") for seed in both),
+        *(evaluate("results", seed, f"{seed}/student", *inverted) for seed in both),
         *(evaluate("results", seed, f"{seed}/student", "--shift=7") for seed in both),
         *(evaluate("results", seed, f"{seed}/teacher", "--cfg=6,10") for seed in both),
         *(evaluate("transitions", seed, f"{seed}/student", *combined, *gates) for seed in both),
+        *(
+            evaluate("transitions", seed, f"{seed}/student", *inverted, "--betas=0", *gates)
+            for seed in both
+        ),
         *low_passes,
+        *(evaluate("levers", seed, f"{seed}/student", *inverted, *nearest) for seed in both),
     ]
 
 
