@@ -96,7 +96,7 @@ def test_the_transformer_receives_the_schedule(miniature, monkeypatch, true_cfg)
     arms = {arm.kind: arm for arm in plan_arms([0.7], [6.0], sigmas, True)}
     schedule = guidance_schedule(sigmas, 1.0, 6.0, 0.7, 1.0).tolist()
 
-    def no_decode(latents, vae):
+    def no_decode(latents, vae, pieces):
         return torch.zeros(latents.shape[0], 3, 4 * latents.shape[2] - 3, 128, 128)
 
     def record(module, args, kwargs):
@@ -131,7 +131,9 @@ def test_the_transformer_is_shown_the_low_pass(miniature, monkeypatch):
     monkeypatch.setattr(
         sample,
         "vae_decode",
-        lambda latents, vae: torch.zeros(len(latents), 3, 4 * latents.shape[2] - 3, 128, 128),
+        lambda latents, vae, pieces: torch.zeros(
+            len(latents), 3, 4 * latents.shape[2] - 3, 128, 128
+        ),
     )
     hook = miniature.transformer.register_forward_pre_hook(record, with_kwargs=True)
     with hook, applied(arm, section_sigmas(2, 128, 128, section_frames(WINDOW)), None):
