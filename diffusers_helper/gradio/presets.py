@@ -58,7 +58,8 @@ PRESETS = (
             SectionOrder.INVERTED: "**Acts where a timed prompt changes**. In this demo changes "
             "happen without it, since the end is made first: 94 % of them on the small model, with "
             "it and without. It keeps the time before a change as its prompt says, but in half of "
-            "the videos what moves then jumps. FramePack-F1 is better at prompts that change.",
+            "the videos what moves then jumps. With FramePack-F1 changes come in time, and most "
+            "without a jump.",
         },
         {"prompt_gate": 1.0},
     ),
