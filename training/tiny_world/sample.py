@@ -5,12 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from diffusers_helper.clip_vision import hf_clip_vision_encode
-from diffusers_helper.hunyuan import (
-    DecodedPieces,
-    encode_prompt_conds,
-    vae_decode,
-    vae_encode,
-)
+from diffusers_helper.hunyuan import DecodedPieces, encode_prompt_conds, vae_decode, vae_encode
 from diffusers_helper.models import Models
 from diffusers_helper.pipelines.k_diffusion_hunyuan import sample_hunyuan
 from diffusers_helper.prompt_gate import section_gates, weakened
