@@ -69,11 +69,11 @@ been tried; compare with beta 0 at the same seed."""
 _LOW_PASS_HELP = """\
 While the noise level is at or above the gate, the model is shown a start image and a last frame
 that were scaled down by the factor and up again, as latents; below it they are sharp. **On the
-small model only the last frame's helps, FramePack-F1 alone and little**; the start image's alone
-freezes. Noise stays high for long: of 25 steps at full size, gate 0.9 is open for 11, 0.95 for 7,
-and 1 for the first alone. The idea is ALG's (arXiv 2506.08456), which reports more motion for other
-models, and the smallest gain for HunyuanVideo. History Low-Pass does it to the older frames, and
-along time as well; on the small model it changes nothing.
+small model most settings do harm; the last frame's, strong and early, helps FramePack-F1 a
+little**; the start image's alone freezes. Noise stays high for long: of 25 steps at full size, gate
+0.9 is open for 11, 0.95 for 7, and 1 for the first alone. The idea is ALG's (arXiv 2506.08456),
+which reports more motion for other models, and the smallest gain for HunyuanVideo. History Low-Pass
+does it to the older frames, and along time as well; on the small model it changes nothing.
 
 Prompt Gate acts **only with timed prompts**: a section with another prompt than the one made before
 it is shown the older frames that much fainter, at 1 not at all, and the frame next to it without
