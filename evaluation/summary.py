@@ -82,10 +82,11 @@ def markdown(results: dict[str, Results], plots: Sequence[str]) -> str:
         lines.append(_PREFACE_OF_CHANGES if "stf" in its_results.metrics else "")
         schedules = its_results.of_kind("schedule", "reversed")
         captions = f"Every caption by itself: {_SHOWN[its_results.outcome][0]}"
+        compared = schedules or its_results.with_levers
         tables = {
             "Schedules against constants": _compared(its_results, schedules),
             "Levers against none": _compared(its_results, its_results.with_levers),
-            captions + ", schedule minus control" * bool(schedules): _captions(its_results),
+            captions + ", the others minus control" * bool(compared): _captions(its_results),
             "All cases: every metric, minus control": _differences(its_results),
             "All cases: means": _means(its_results),
         }
@@ -123,14 +124,17 @@ def _compared(results: Results, compared: Sequence[Arm]) -> list[str]:
 
 
 def _captions(results: Results) -> list[str]:
-    outcome, schedules = results.outcome, results.of_kind("schedule")
-    baselines = list(dict.fromkeys(arm.baseline for arm in schedules))
-    baselines = baselines or results.of_kind("constant")
-    rows = [["caption", *(arm.name for arm in [*baselines, *schedules])]]
-    for action in results.actions if len(results.actions) > 1 else ():
-        means = [_number(results.mean(arm, outcome, action), outcome) for arm in baselines]
-        compared = [results.against(arm, arm.control, outcome, action) for arm in schedules]
-        rows.append([action, *means, *(_against(estimate, outcome) for estimate in compared)])
+    if len(results.actions) < 2:
+        return []
+    outcome, compared = results.outcome, [*results.of_kind("schedule"), *results.with_levers]
+    baselines = list(dict.fromkeys(arm.baseline for arm in compared))
+    rows = [["arm", *results.actions]]
+    for arm in baselines or results.of_kind("constant"):
+        means = [results.mean(arm, outcome, action) for action in results.actions]
+        rows.append([arm.name, *(_number(estimate, outcome) for estimate in means)])
+    for arm in compared:
+        against = [results.against(arm, arm.control, outcome, a) for a in results.actions]
+        rows.append([arm.name, *(_against(estimate, outcome) for estimate in against)])
     return _table(rows)
 
 

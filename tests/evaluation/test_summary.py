@@ -60,8 +60,9 @@ def test_tables_tell_the_comparisons(folder, no_plots):
         "+25 [+0, +75] | +25 | +25 | -25 [-75, +0] | x1.17"
     )
     assert "| 3.00 | 24 | 0 [0, 0] |" in line(folder, "Schedules", "all | reversed 6 beta 0.8 ")
-    captions = line(folder, "Every caption by itself", "night ")
-    assert captions == "| night | 25 [0, 75] | +25 [+0, +75] |"
+    captions = line(folder, "Every caption by itself", "schedule 6 beta 0.8 ")
+    assert captions.endswith("| +25 [+0, +75] |")  # night, the last
+    assert line(folder, "Every caption by itself", "constant 6 ").endswith("| 25 [0, 75] |")
     assert line(folder, "All cases: every metric", "reversed").count(" -50 [") == 1
     assert "| 100 [100, 100] |" in line(folder, "All cases: means", "constant 3 ")
 
@@ -76,8 +77,8 @@ def test_without_schedules_there_are_means_only(tmp_path, no_plots):
         if title.startswith("###")
     ]
     assert titles == ["Every caption by itself: happened, %", "All cases: means"]
-    assert line(tmp_path, "Every caption by itself", "caption") == "| caption | constant 6 |"
-    assert line(tmp_path, "Every caption by itself", "fade ").count("[") == 1
+    assert line(tmp_path, "Every caption by itself", "arm ") == "| arm | fade | leave |"
+    assert line(tmp_path, "Every caption by itself", "constant 6 ").count("[") == 2
 
 
 def test_low_passes_have_a_table_of_their_own(folder, no_plots):
@@ -94,6 +95,8 @@ def test_low_passes_have_a_table_of_their_own(folder, no_plots):
             f"| disappearance | {arm} | {mean} | 8 | 100 [100, 100] | {difference} | "
         )
         assert line(folder, "All cases: every metric", f"{arm} ")
+        captions = line(folder, "Every caption by itself", f"{arm} ")
+        assert captions == f"| {arm} | {difference.split(' | ')[1]} | - | - |"
         assert arm not in (folder / "summary.md").read_text().split("### Levers")[0]
 
 
